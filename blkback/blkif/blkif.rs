@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `blkif`, the Xen block interface, seen from the backend.
+//!
+//! A guest (the frontend) uses a disk that another domain (the backend) keeps. They share a ring
+//! of slots in memory and an event channel; the frontend puts requests on the ring, the backend
+//! answers each by a response. The data do not pass through the ring: a request names pages by
+//! grant references, and the backend maps or copies those pages.
+//!
+//! This crate knows the ring, the requests and the responses, and nothing else. It depends on no
+//! kernel and allocates nothing; it contains no unsafe code; and no input makes it panic. The
+//! kernel module contains it as it is, and a host tests it with `cargo test`.
+//!
+//! # The protocol in a page
+//!
+//! **Setting up.** The frontend grants the backend one page for the ring, or a power of two of
+//! them, writes the grant references, an event channel and the name of its layout (node
+//! `protocol`, see [`Abi`]) to xenstore, and zeroes the ring's indices but the two event fields,
+//! which it sets to 1. The backend attaches ([`BackRing::attach`]).
+//!
+//! **The ring** begins with a header of 64 bytes, followed by slots:
+//!
+//! ```text
+//!  0        4         8        12        16      64        64 + slot_size
+//!  +--------+---------+--------+---------+-------+---------+---------+----
+//!  |req_prod|req_event|rsp_prod|rsp_event|       | slot 0  | slot 1  | ...
+//!  +--------+---------+--------+---------+-------+---------+---------+----
+//!   frontend  backend   backend  frontend          both
+//! ```
+//!
+//! The number of slots is the largest power of two that fits, 32 in one page. Requests and
+//! responses share the slots: the n-th response takes the slot of the n-th request, no matter
+//! which request it answers. Requests may thus be answered in any order; `id` says which is
+//! meant. Counted as indices that never go back, and with `size` slots,
+//!
+//! ```text
+//!  frontend's rsp_cons <= rsp_prod <= backend's req_cons <= req_prod <= rsp_cons + size
+//! ```
+//!
+//! must hold. [`BackRing`] keeps to its part, and stops when the frontend breaks its own. How
+//! both sides avoid needless events is explained in [`ring`].
+//!
+//! **A request** (`struct blkif_request`) has these fields; offsets in bytes for both layouts:
+//!
+//! | x86_64 | x86_32 | size | field                | meaning                                    |
+//! |--------|--------|------|----------------------|--------------------------------------------|
+//! | 0      | 0      | 1    | `operation`          | `OP_*` in [`abi`]                          |
+//! | 1      | 1      | 1    | `nr_segments`        | how many of `seg` are used, up to 11       |
+//! | 2      | 2      | 2    | `handle`             | number of the disk; not used               |
+//! | 8      | 4      | 8    | `id`                 | repeated in the response                   |
+//! | 16     | 12     | 8    | `sector_number`      | first sector on the disk                   |
+//! | 24     | 20     | 11×8 | `seg`                | segments                                   |
+//! | 112    | 108    |      |                      | end                                        |
+//!
+//! and each segment (`struct blkif_request_segment`)
+//!
+//! | offset | size | field        | meaning                                                     |
+//! |--------|------|--------------|-------------------------------------------------------------|
+//! | 0      | 4    | `gref`       | grant reference of a page of 4096 bytes                     |
+//! | 4      | 1    | `first_sect` | first sector of the page to transfer, 0 to 7                |
+//! | 5      | 1    | `last_sect`  | last sector of the page to transfer, `first_sect` to 7      |
+//!
+//! The segments follow one another on the disk. A sector is 512 bytes, also on disks with larger
+//! blocks. Segments of one request can have any of these lengths, so that the data of a request
+//! may have gaps in memory, but never on the disk. Operations: read, write, and flush, which makes
+//! earlier writes durable and needs no segment. What else a backend offers, it announces in
+//! xenstore; requests that it did not offer it answers as not supported. Requests take effect in
+//! no particular order: a frontend that wants one waits for the response to the other.
+//!
+//! **A response** (`struct blkif_response`) is the same for both layouts:
+//!
+//! | offset | size | field       | meaning                                                      |
+//! |--------|------|-------------|--------------------------------------------------------------|
+//! | 0      | 8    | `id`        | of the request                                               |
+//! | 8      | 1    | `operation` | of the request                                               |
+//! | 10     | 2    | `status`    | 0: done, -1: failed, -2: not supported ([`Status`])          |
+//!
+//! # Trust
+//!
+//! A frontend may be malicious and write to the ring at any moment. Each slot is copied once into
+//! private memory ([`RawSlot`]), and only the copy is judged ([`parse`]). The types of what comes
+//! out ([`Request`], [`Transfer`], [`Segment`]) cannot be built in any other way, and cannot hold
+//! a value that violates a rule.
+//!
+//! # Life of a request
+//!
+//! ```
+//! use blkif::{parse, BackRing, Disk, Request, RingError, SharedRing, Status};
+//!
+//! /// Serves all requests that are waiting; returns whether to send an event.
+//! fn serve(
+//!     ring: &mut BackRing,
+//!     shared: &impl SharedRing,
+//!     disk: &Disk,
+//!     mut execute: impl FnMut(&Request) -> Status,
+//! ) -> Result<bool, RingError> {
+//!     let mut notify = false;
+//!     loop {
+//!         while let Some(slot) = ring.next_request(shared)? {
+//!             let response = match parse(ring.abi(), &slot, disk) {
+//!                 Ok(parsed) => parsed.response(execute(&parsed.command)),
+//!                 Err(rejected) => rejected.response(),
+//!             };
+//!             ring.put_response(shared, response);
+//!         }
+//!         notify |= ring.publish(shared);
+//!         if !ring.final_check(shared)? {
+//!             return Ok(notify);
+//!         }
+//!     }
+//! }
+//! ```
+
+// The kernel's build passes `no_std` itself.
+#![cfg_attr(not(any(test, CONFIG_RUST)), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod request;
+pub mod ring;
+
+pub use crate::{
+    abi::{
+        Abi,
+        UnknownProtocol, //
+    },
+    request::{
+        parse,
+        Disk,
+        Parsed,
+        Reject,
+        Rejected,
+        Request,
+        Response,
+        Segment,
+        Status,
+        Transfer, //
+    },
+    ring::{
+        BackRing,
+        RawSlot,
+        RingError,
+        SharedRing, //
+    }, //
+};

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Asynchronous direct I/O on a regular file, between the file system and pages of ours.
+//!
+//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
+//! [`include/linux/uio.h`](srctree/include/linux/uio.h)
+//!
+//! A read or write is a kiocb with an iterator over the request's vectors, handed to the file's own
+//! `read_iter` or `write_iter`. It has two references, one for the submission and one for the
+//! completion, because the completion can run while the file system still looks at the iterator.
+
+use core::ptr::NonNull;
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    prelude::*,
+    sync::atomic::Relaxed, //
+};
+
+use crate::{
+    io::{
+        is_not_supported,
+        Direction,
+        Done,
+        Inner,
+        Mapped,
+        Owner,
+        Retry, //
+    },
+    raw,
+};
+
+/// How to open a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// For reading.
+    Read,
+    /// For reading and writing.
+    Write,
+}
+
+/// What the file system says about direct I/O on a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DirectIo {
+    /// It does it, for these alignments in bytes, powers of two (`STATX_DIOALIGN`).
+    Aligned {
+        /// Of the pieces of memory.
+        memory: u32,
+        /// Of position and length in the file.
+        offset: u32,
+    },
+    /// It does none for this file.
+    Unsupported,
+    /// The file is in memory anyway.
+    InMemory,
+}
+
+/// How to do a transfer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mode {
+    /// Past the page cache.
+    pub direct: bool,
+    /// Rather give the request back than wait.
+    pub nowait: bool,
+}
+
+/// The part of a request's memory that file I/O uses.
+pub(crate) struct FileOp {
+    iocb: raw::kiocb,
+    iter: raw::iov_iter,
+    mode: Mode,
+}
+
+/// What a path leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PathKind {
+    /// A regular file.
+    Regular,
+    /// A directory, a device, or what else there is.
+    Other,
+}
+
+/// Looks `path` up, seen from the init process's root directory, without opening it. May sleep.
+///
+/// # Errors
+///
+/// Those of `stat(2)`.
+pub fn path_kind(path: &CStr) -> Result<PathKind> {
+    // SAFETY: `path` is NUL-terminated.
+    let mode = unsafe { raw::path_mode_init(path.as_char_ptr()) };
+    to_result(mode)?;
+    Ok(if mode.unsigned_abs() & raw::S_IFMT == raw::S_IFREG {
+        PathKind::Regular
+    } else {
+        PathKind::Other
+    })
+}
+
+/// An open file. Dropping it closes it, which may sleep.
+///
+/// # Invariants
+///
+/// The pointer is an open file that we own a reference to.
+pub struct File(NonNull<raw::file>);
+
+// SAFETY: A file may be used and closed in any task.
+unsafe impl Send for File {}
+// SAFETY: The functions called take the locks they need.
+unsafe impl Sync for File {}
+
+impl File {
+    /// Opens `path`, seen from the init process's root directory. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open(2)`.
+    pub fn open(path: &CStr, access: Access) -> Result<Self> {
+        let flags = match access {
+            Access::Read => raw::O_RDONLY,
+            Access::Write => raw::O_RDWR,
+        } | raw::O_LARGEFILE
+            | raw::O_NONBLOCK;
+        // O_NONBLOCK: what is no regular file must not make us wait for somebody.
+        //
+        // SAFETY: `path` is NUL-terminated.
+        let file = from_err_ptr(unsafe { raw::filp_open_init(path.as_char_ptr(), flags as i32) })?;
+        // INVARIANT: Opened just now.
+        Ok(Self(NonNull::new(file).ok_or(ENOENT)?))
+    }
+
+    fn as_ptr(&self) -> *mut raw::file {
+        self.0.as_ptr()
+    }
+
+    /// Is it a regular file?
+    pub fn is_regular(&self) -> bool {
+        // SAFETY: The file is valid.
+        let mode = u32::from(unsafe { raw::file_mode(self.as_ptr()) });
+        mode & raw::S_IFMT == raw::S_IFREG
+    }
+
+    /// Size in bytes, as of now. Any context.
+    pub fn size(&self) -> u64 {
+        // SAFETY: The file is valid. A size is never negative.
+        unsafe { raw::i_size_read(self.as_ptr()) }.unsigned_abs()
+    }
+
+    /// Identifies the file, by whatever name it was opened, for as long as it is open.
+    pub fn identity(&self) -> usize {
+        // SAFETY: The file is valid.
+        unsafe { raw::file_inode(self.as_ptr()) }.addr()
+    }
+
+    /// Name of the type of file system, such as `ext4`.
+    pub fn fs_name(&self) -> &CStr {
+        // SAFETY: The file is valid; the type of a mounted file system stays, and its name is
+        // NUL-terminated.
+        unsafe { raw::c_str(raw::file_fs_name(self.as_ptr())) }
+    }
+
+    /// What direct I/O the file system does on this file. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// That of `statx(2)`.
+    pub fn direct_io(&self) -> Result<DirectIo> {
+        let mut stat: raw::kstat = pin_init::zeroed();
+        // SAFETY: The file is valid, `stat` may be written.
+        unsafe {
+            to_result(raw::vfs_getattr(
+                &raw const (*self.as_ptr()).__bindgen_anon_1.f_path,
+                &mut stat,
+                raw::STATX_DIOALIGN,
+                0,
+            ))?
+        };
+        // SAFETY: The file is valid.
+        let (magic, can_direct) = unsafe {
+            (
+                raw::file_fs_magic(self.as_ptr()),
+                (*self.as_ptr()).f_mode & raw::FMODE_CAN_ODIRECT != 0,
+            )
+        };
+        Ok(if magic as u64 == raw::TMPFS_MAGIC {
+            DirectIo::InMemory
+        } else if !can_direct {
+            DirectIo::Unsupported
+        } else if stat.result_mask & raw::STATX_DIOALIGN == 0 {
+            // Network file systems that say nothing do it, mostly for any alignment; if not for
+            // ours, the request is tried again without.
+            DirectIo::Aligned {
+                memory: blkif::abi::SECTOR_SIZE,
+                offset: blkif::abi::SECTOR_SIZE,
+            }
+        } else if stat.dio_offset_align == 0 || stat.dio_mem_align == 0 {
+            DirectIo::Unsupported
+        } else {
+            DirectIo::Aligned {
+                memory: stat.dio_mem_align,
+                offset: stat.dio_offset_align,
+            }
+        })
+    }
+
+    /// Can the file system be asked not to wait?
+    pub fn can_nowait(&self) -> bool {
+        // SAFETY: The file is valid.
+        unsafe { (*self.as_ptr()).f_mode & raw::FMODE_NOWAIT != 0 }
+    }
+
+    /// Is the file system frozen, so that a write would wait for it to be thawed? Any context.
+    pub fn is_frozen(&self) -> bool {
+        // SAFETY: The file is valid.
+        unsafe { raw::file_fs_frozen(self.as_ptr()) }
+    }
+
+    /// Makes everything written to the file durable. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` and others, also for a write that failed earlier.
+    pub fn sync(&self) -> Result {
+        // Data and what is needed to find them again (fdatasync): the times of the inode are not.
+        //
+        // SAFETY: The file is valid.
+        to_result(unsafe { raw::vfs_fsync(self.as_ptr(), 1) })
+    }
+
+    /// Submits a read or write of what the request has not transferred yet; `position` is that of
+    /// its first byte in the file. Task context; may sleep, with `mode.nowait` only briefly.
+    pub fn submit<T: Owner>(&self, io: Mapped<T>, position: u64, mode: Mode) {
+        let ptr = KBox::into_raw(io.0);
+        // SAFETY: The request is ours until its last reference is dropped. The vectors are
+        // initialised up to `count`, and stay in place with the pages until the I/O is done.
+        let ret = unsafe {
+            let op = (*ptr).target.get().cast::<FileOp>();
+            let direction = (*ptr).direction();
+            let iocb = &raw mut (*op).iocb;
+            let iter = &raw mut (*op).iter;
+            (&raw mut (*op).mode).write(mode);
+            raw::init_sync_kiocb(iocb, self.as_ptr());
+            (*iocb).ki_pos = position.wrapping_add(u64::from((*ptr).progress)) as i64;
+            (*iocb).ki_complete = Some(Self::ki_complete::<T>);
+            (*iocb).ki_flags &= !raw::IOCB_APPEND;
+            if mode.direct {
+                (*iocb).ki_flags |= raw::IOCB_DIRECT;
+            }
+            if mode.nowait {
+                (*iocb).ki_flags |= raw::IOCB_NOWAIT;
+            }
+            raw::iov_iter_bvec(
+                iter,
+                match direction {
+                    Direction::Read => raw::ITER_DEST,
+                    Direction::Write => raw::ITER_SOURCE,
+                },
+                (&raw const (*ptr).vecs).cast(),
+                (*ptr).count() as usize,
+                (*ptr).bytes as usize,
+            );
+            raw::iov_iter_advance(iter, (*ptr).progress as usize);
+            (*ptr).refs.store(2, Relaxed);
+            match direction {
+                Direction::Read => raw::vfs_iocb_iter_read(self.as_ptr(), iocb, iter),
+                Direction::Write => raw::vfs_iocb_iter_write(self.as_ptr(), iocb, iter),
+            }
+        };
+        if ret != -(raw::EIOCBQUEUED as isize) {
+            // The completion is not called; its reference goes here.
+            //
+            // SAFETY: Both references are ours.
+            unsafe {
+                Self::set_result(ptr, ret);
+                (*ptr).put_ref();
+            }
+        }
+        // SAFETY: The submission's reference is ours.
+        unsafe { Self::put::<T>(ptr) };
+    }
+
+    /// # Safety
+    ///
+    /// `ptr` must be a request with a reference of the completion, that the caller owns.
+    unsafe fn set_result<T>(ptr: *const Inner<T>, ret: isize) {
+        // A transfer is at most `MAX_SEGMENTS` pages long, an error number at most 4095.
+        let ret = i32::try_from(ret).unwrap_or(EIO.to_errno());
+        // SAFETY: The request is valid.
+        unsafe { (*ptr).result.store(ret, Relaxed) };
+    }
+
+    /// # Safety
+    ///
+    /// Called by the file system only, once for a kiocb that was queued.
+    unsafe extern "C" fn ki_complete<T: Owner>(iocb: *mut raw::kiocb, ret: kernel::ffi::c_long) {
+        // SAFETY: `iocb` is the first field of the `FileOp` that `target` of a request holds, which
+        // is valid because the completion has a reference.
+        unsafe {
+            let op = kernel::container_of!(iocb, FileOp, iocb);
+            let target = op.cast::<core::cell::UnsafeCell<core::mem::MaybeUninit<crate::io::Target>>>();
+            let ptr = kernel::container_of!(target, Inner<T>, target);
+            if (*ptr).direction() == Direction::Write {
+                raw::kiocb_end_write(iocb);
+            }
+            Self::set_result(ptr, ret);
+            Self::put::<T>(ptr);
+        }
+    }
+
+    /// Drops a reference, and finishes the request if it was the last.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a request submitted to a file, with a reference that the caller owns.
+    unsafe fn put<T: Owner>(ptr: *mut Inner<T>) {
+        // SAFETY: The caller owns a reference.
+        if !unsafe { (*ptr).put_ref() } {
+            return;
+        }
+        // SAFETY: With the last reference gone the request is ours alone.
+        let (mut inner, mode) = unsafe {
+            let op = (*ptr).target.get().cast::<FileOp>();
+            (KBox::from_raw(ptr), (*op).mode)
+        };
+        let ret = inner.result.load(Relaxed);
+        let rest = inner.bytes.saturating_sub(inner.progress);
+        let done = |inner, result| T::complete(Done::with(inner, result));
+        // INVARIANT (of `Mapped`, below): Nothing has been unmapped since it was one.
+        match u32::try_from(ret) {
+            Ok(len) if len >= rest => done(inner, Ok(())),
+            // The end of the file where the disk has a sector: somebody has truncated it.
+            Ok(0) => done(inner, Err(EIO)),
+            Ok(len) => {
+                inner.progress = inner.progress.saturating_add(len);
+                T::retry(Mapped(inner), Retry::Partial);
+            }
+            Err(_) => {
+                let err = Error::from_errno(ret);
+                if err == EAGAIN && mode.nowait {
+                    T::retry(Mapped(inner), Retry::WouldBlock);
+                } else if (err == EINVAL || is_not_supported(err)) && (mode.direct || mode.nowait) {
+                    T::retry(Mapped(inner), Retry::NotDirect);
+                } else {
+                    done(inner, Err(err));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // Closed before this returns, so that the file system can be unmounted at once. The usual
+        // fput() would leave that to a work item, since we are no user task.
+        //
+        // SAFETY: By the type invariant the reference is ours; we are in task context and hold no
+        // lock of the file system.
+        unsafe { raw::__fput_sync(self.as_ptr()) }
+    }
+}

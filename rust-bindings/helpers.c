@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Functions that are inline or macros in C, and so have no symbol that Rust could call.
+ * Each does exactly what the C function of the same name does, unless a comment says otherwise.
+ */
+#include <linux/bio.h>
+#include <linux/blkdev.h>
+#include <linux/cdrom.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/fs_struct.h>
+#include <linux/irqreturn.h>
+#include <linux/llist.h>
+#include <linux/mm.h>
+#include <linux/namei.h>
+#include <linux/ratelimit.h>
+#include <linux/sched/mm.h>
+#include <linux/workqueue.h>
+#include <xen/grant_table.h>
+
+#ifndef __rust_helper
+#define __rust_helper
+#endif
+
+__rust_helper unsigned int rust_helper_memalloc_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+__rust_helper void rust_helper_memalloc_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+__rust_helper void rust_helper_cond_resched(void)
+{
+	cond_resched();
+}
+
+/* llist: the list of requests whose I/O is done */
+
+__rust_helper bool rust_helper_llist_add(struct llist_node *node, struct llist_head *head)
+{
+	return llist_add(node, head);
+}
+
+__rust_helper struct llist_node *rust_helper_llist_del_all(struct llist_head *head)
+{
+	return llist_del_all(head);
+}
+
+__rust_helper bool rust_helper_llist_empty(const struct llist_head *head)
+{
+	return llist_empty(head);
+}
+
+/* workqueue */
+
+__rust_helper struct workqueue_struct *
+rust_helper_alloc_workqueue(const char *name, unsigned int flags)
+{
+	return alloc_workqueue("%s", flags, 0, name);
+}
+
+__rust_helper void rust_helper_init_work(struct work_struct *work, work_func_t func)
+{
+	INIT_WORK(work, func);
+}
+
+__rust_helper bool rust_helper_queue_work(struct workqueue_struct *wq, struct work_struct *work)
+{
+	return queue_work(wq, work);
+}
+
+/* What a handler returns: the enum is an integer in some releases' bindings, a struct in others */
+__rust_helper irqreturn_t rust_helper_irq_handled(void)
+{
+	return IRQ_HANDLED;
+}
+
+/* grants */
+
+__rust_helper void rust_helper_gnttab_set_map_op(struct gnttab_map_grant_ref *op,
+						 struct page *page, u32 flags,
+						 grant_ref_t ref, domid_t domid)
+{
+	gnttab_set_map_op(op, (unsigned long)page_address(page), flags, ref, domid);
+}
+
+__rust_helper void rust_helper_gnttab_set_unmap_op(struct gnttab_unmap_grant_ref *op,
+						   struct page *page, u32 flags,
+						   grant_handle_t handle)
+{
+	gnttab_set_unmap_op(op, (unsigned long)page_address(page), flags, handle);
+}
+
+__rust_helper int rust_helper_page_count(struct page *page)
+{
+	return page_count(page);
+}
+
+/* block devices */
+
+__rust_helper sector_t rust_helper_bdev_nr_sectors(struct block_device *bdev)
+{
+	return bdev_nr_sectors(bdev);
+}
+
+__rust_helper unsigned int rust_helper_bdev_logical_block_size(struct block_device *bdev)
+{
+	return bdev_logical_block_size(bdev);
+}
+
+__rust_helper unsigned int rust_helper_bdev_physical_block_size(struct block_device *bdev)
+{
+	return bdev_physical_block_size(bdev);
+}
+
+__rust_helper bool rust_helper_bdev_write_cache(struct block_device *bdev)
+{
+	return bdev_write_cache(bdev);
+}
+
+/* Is it a drive with a cdrom_device_info? */
+__rust_helper bool rust_helper_bdev_is_cdrom(struct block_device *bdev)
+{
+	return disk_to_cdi(bdev->bd_disk);
+}
+
+__rust_helper bool rust_helper_bdev_is_removable(struct block_device *bdev)
+{
+	return bdev->bd_disk->flags & GENHD_FL_REMOVABLE;
+}
+
+/* dev_t of a major and a minor, as the "physical-device" node gives them */
+__rust_helper dev_t rust_helper_mkdev(unsigned int major, unsigned int minor)
+{
+	return MKDEV(major, minor);
+}
+
+/* files */
+
+/*
+ * filp_open() resolves a path from the root directory of the current task. From Linux 7.3 on
+ * a kernel thread has an empty root of its own and must borrow that of the init process.
+ */
+__rust_helper struct file *rust_helper_filp_open_init(const char *name, int flags)
+{
+	struct file *file;
+
+#ifdef scoped_with_init_fs
+	scoped_with_init_fs()
+		file = filp_open(name, flags, 0);
+#else
+	file = filp_open(name, flags, 0);
+#endif
+	return file;
+}
+
+/* Mode of the inode that a path leads to, or a negative error number; root as above */
+__rust_helper int rust_helper_path_mode_init(const char *name)
+{
+	struct path path;
+	int ret;
+
+#ifdef scoped_with_init_fs
+	scoped_with_init_fs()
+		ret = kern_path(name, LOOKUP_FOLLOW, &path);
+#else
+	ret = kern_path(name, LOOKUP_FOLLOW, &path);
+#endif
+	if (!ret) {
+		ret = d_backing_inode(path.dentry)->i_mode;
+		path_put(&path);
+	}
+	return ret;
+}
+
+__rust_helper void rust_helper_init_sync_kiocb(struct kiocb *kiocb, struct file *file)
+{
+	init_sync_kiocb(kiocb, file);
+}
+
+__rust_helper void rust_helper_kiocb_end_write(struct kiocb *kiocb)
+{
+	kiocb_end_write(kiocb);
+}
+
+__rust_helper loff_t rust_helper_i_size_read(struct file *file)
+{
+	return i_size_read(file_inode(file));
+}
+
+__rust_helper umode_t rust_helper_file_mode(struct file *file)
+{
+	return file_inode(file)->i_mode;
+}
+
+__rust_helper unsigned long rust_helper_file_fs_magic(struct file *file)
+{
+	return file_inode(file)->i_sb->s_magic;
+}
+
+__rust_helper const char *rust_helper_file_fs_name(struct file *file)
+{
+	return file_inode(file)->i_sb->s_type->name;
+}
+
+/* Would a write have to wait because the file system is frozen? */
+__rust_helper bool rust_helper_file_fs_frozen(struct file *file)
+{
+	return READ_ONCE(file_inode(file)->i_sb->s_writers.frozen) != SB_UNFROZEN;
+}
+
+/* Identity of a file for as long as it is open */
+__rust_helper void *rust_helper_file_inode(struct file *file)
+{
+	return file_inode(file);
+}
+
+/* A ratelimit state of one call site, shared by all disks: see log.rs */
+__rust_helper int rust_helper_log_ratelimit(void)
+{
+	static DEFINE_RATELIMIT_STATE(rs, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
+
+	return __ratelimit(&rs);
+}

@@ -1,0 +1,600 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One request on its way through the backend.
+//!
+//! A request is one allocation that holds all it needs: the grants and the pages they are mapped
+//! into, the vector that the block layer reads, the bio or the kiocb, and the driver's own data.
+//! Who owns it, and what may be done with it, is its type:
+//!
+//! ```text
+//!  Memory ─ Staged::new ─► Staged ─ Mapper::map ─► Mapped ─ submit, flush ─► (I/O in flight)
+//!    ▲                                │  ▲ ▲                      │     │
+//!    │                        failed  │  │ └── Owner::retry ◄─────┘     │ Owner::complete
+//!    │                                │  └── Owner::run ◄─ Mapped::defer│
+//!    │                                ▼                                 │
+//!  Finished ◄──── Mapper::unmap ──── Done ◄─────────────────────────────┘
+//! ```
+//!
+//! Each arrow consumes the value that it starts from. The driver's data, which stand for the
+//! obligation to answer the guest, come in at the start and are given back once, at the end.
+
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    mem::{
+        ManuallyDrop,
+        MaybeUninit, //
+    },
+    ptr::NonNull,
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Full,
+        Relaxed, //
+    },
+};
+
+use crate::{
+    file::FileOp,
+    grant::PagePool,
+    raw,
+    work::OwnedQueue, //
+};
+
+/// Segments that a request has room for.
+pub const MAX_SEGMENTS: usize = blkif::abi::MAX_SEGMENTS;
+
+/// The driver's part of a request.
+pub trait Owner: Sized + Send + 'static {
+    /// The I/O is done. Any context, hard interrupt included: must not sleep.
+    fn complete(done: Done<Self>);
+
+    /// The I/O could not be done in the way it was tried; what has been transferred is accounted
+    /// for. Any context: must not sleep, so [`Mapped::defer`] it.
+    fn retry(io: Mapped<Self>, why: Retry);
+
+    /// The request has been deferred, and is to be done now. Task context, may sleep.
+    fn run(io: Mapped<Self>);
+}
+
+/// Why a request comes back from a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Retry {
+    /// It would have had to wait, for a lock or an allocation of blocks.
+    WouldBlock,
+    /// It was transferred in part.
+    Partial,
+    /// The file system does not do direct I/O of this kind.
+    NotDirect,
+}
+
+/// Does the error say that the operation as such is not supported (`EOPNOTSUPP`)?
+pub fn is_not_supported(err: Error) -> bool {
+    err.to_errno() == -(raw::EOPNOTSUPP as i32)
+}
+
+/// Which way the data go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// From the disk to the guest.
+    Read,
+    /// From the guest to the disk.
+    Write,
+}
+
+/// One granted page of a request.
+///
+/// # Invariants
+///
+/// `page` comes from a [`PagePool`]. The grant is mapped into it if and only if `handle` is not
+/// [`NOT_MAPPED`].
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    page: NonNull<raw::page>,
+    gref: u32,
+    handle: u32,
+}
+
+/// A value that Xen uses for no handle (`INVALID_GRANT_HANDLE`).
+const NOT_MAPPED: u32 = u32::MAX;
+
+impl Slot {
+    pub(crate) fn page(&self) -> NonNull<raw::page> {
+        self.page
+    }
+
+    pub(crate) fn gref(&self) -> u32 {
+        self.gref
+    }
+
+    pub(crate) fn handle(&self) -> Option<u32> {
+        (self.handle != NOT_MAPPED).then_some(self.handle)
+    }
+
+    pub(crate) fn set_mapped(&mut self, handle: u32) {
+        self.handle = handle;
+    }
+}
+
+/// What does the I/O. Which one is in use is known to the module that submitted it.
+#[repr(C)]
+pub(crate) union Target {
+    pub(crate) bio: ManuallyDrop<raw::bio>,
+    pub(crate) file: ManuallyDrop<FileOp>,
+}
+
+/// All of a request's memory.
+///
+/// # Invariants
+///
+/// The first `count` elements of `slots` and `vecs` are initialised.
+#[repr(C)]
+pub(crate) struct Inner<T> {
+    link: UnsafeCell<raw::llist_node>,
+    pub(crate) target: UnsafeCell<MaybeUninit<Target>>,
+    work: UnsafeCell<MaybeUninit<raw::work_struct>>,
+    /// References of the submission and of the completion; the last to go finishes the request.
+    pub(crate) refs: Atomic<u32>,
+    /// Result of the I/O: 0 or a negative error number.
+    pub(crate) result: Atomic<i32>,
+    direction: Direction,
+    count: u8,
+    /// Length of the data in bytes.
+    pub(crate) bytes: u32,
+    /// How much of them has been transferred.
+    pub(crate) progress: u32,
+    slots: [MaybeUninit<Slot>; MAX_SEGMENTS],
+    pub(crate) vecs: [MaybeUninit<raw::bio_vec>; MAX_SEGMENTS],
+    data: T,
+}
+
+impl<T> Inner<T> {
+    pub(crate) fn count(&self) -> u32 {
+        u32::from(self.count)
+    }
+
+    pub(crate) fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    fn slots(&self) -> &[Slot] {
+        let count = usize::from(self.count).min(MAX_SEGMENTS);
+        // SAFETY: By the type invariant as many elements are initialised.
+        unsafe { core::slice::from_raw_parts(self.slots.as_ptr().cast(), count) }
+    }
+
+    fn vecs(&self) -> &[raw::bio_vec] {
+        let count = usize::from(self.count).min(MAX_SEGMENTS);
+        // SAFETY: By the type invariant as many elements are initialised.
+        unsafe { core::slice::from_raw_parts(self.vecs.as_ptr().cast(), count) }
+    }
+
+    fn slots_mut(&mut self) -> &mut [Slot] {
+        let count = usize::from(self.count).min(MAX_SEGMENTS);
+        // SAFETY: By the type invariant as many elements are initialised.
+        unsafe { core::slice::from_raw_parts_mut(self.slots.as_mut_ptr().cast(), count) }
+    }
+}
+
+/// Memory for a request, without one.
+pub struct Memory<T>(KBox<MaybeUninit<Inner<T>>>);
+
+// SAFETY: There is nothing in it.
+unsafe impl<T: Send> Send for Memory<T> {}
+
+impl<T> Memory<T> {
+    /// Allocates. May sleep, unless in a scope that forbids it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        Ok(Self(KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?))
+    }
+}
+
+mod sealed {
+    use super::*;
+
+    /// A state of a request: a box of its memory under another name.
+    pub trait State {
+        type Data;
+
+        #[expect(private_interfaces)]
+        fn into_inner(self) -> KBox<Inner<Self::Data>>;
+        #[expect(private_interfaces)]
+        fn from_inner(inner: KBox<Inner<Self::Data>>) -> Self;
+    }
+}
+use sealed::State;
+
+macro_rules! state {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        #[must_use = "a request that is dropped is never answered"]
+        pub struct $name<T>(pub(crate) KBox<Inner<T>>);
+
+        // SAFETY: All of a request belongs to its owner, and may be used in any task.
+        unsafe impl<T: Send> Send for $name<T> {}
+
+        impl<T> State for $name<T> {
+            type Data = T;
+
+            #[expect(private_interfaces)]
+            fn into_inner(self) -> KBox<Inner<T>> {
+                self.0
+            }
+
+            #[expect(private_interfaces)]
+            fn from_inner(inner: KBox<Inner<T>>) -> Self {
+                Self(inner)
+            }
+        }
+
+        impl<T> $name<T> {
+            /// The driver's data.
+            pub fn data(&self) -> &T {
+                &self.0.data
+            }
+
+            /// The driver's data.
+            pub fn data_mut(&mut self) -> &mut T {
+                &mut self.0.data
+            }
+        }
+    };
+}
+
+state! {
+    /// A request with its pages, whose grants are not mapped yet.
+    Staged
+}
+
+state! {
+    /// A request whose grants are mapped: its I/O can be submitted.
+    ///
+    /// # Invariants
+    ///
+    /// All slots are mapped, and each vector lies within the page of the slot.
+    Mapped
+}
+
+state! {
+    /// A request that is through, well or not, and has to be unmapped and answered.
+    Done
+}
+
+/// What remains of a request once nothing of the guest is mapped for it.
+pub struct Finished<T> {
+    /// The driver's data.
+    pub data: T,
+    /// How the I/O ended.
+    pub result: Result,
+    /// Memory for another request.
+    pub memory: Memory<T>,
+}
+
+impl<T> Staged<T> {
+    /// Builds a request in `memory`. `segments` are grant reference, offset and length in bytes of
+    /// each piece of guest memory; at most [`MAX_SEGMENTS`], each within its page. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Gives everything back, with `ENOMEM` if pages cannot be had, `EINVAL` if the segments are not
+    /// as they have to be.
+    pub fn new(
+        memory: Memory<T>,
+        data: T,
+        direction: Direction,
+        segments: impl Iterator<Item = (u32, u32, u32)>,
+        pool: &mut PagePool,
+    ) -> core::result::Result<Self, (Error, Memory<T>, T)> {
+        let mut inner = memory.0;
+        let ptr = inner.as_mut_ptr();
+        // SAFETY: The memory is valid for writing. All fields are written but those that may be
+        // uninitialised.
+        //
+        // INVARIANT: `count` is 0.
+        unsafe {
+            (&raw mut (*ptr).link).write(UnsafeCell::new(pin_init::zeroed()));
+            (&raw mut (*ptr).refs).write(Atomic::new(0));
+            (&raw mut (*ptr).result).write(Atomic::new(0));
+            (&raw mut (*ptr).direction).write(direction);
+            (&raw mut (*ptr).count).write(0);
+            (&raw mut (*ptr).bytes).write(0);
+            (&raw mut (*ptr).progress).write(0);
+            (&raw mut (*ptr).data).write(data);
+        }
+        // SAFETY: Initialised just now.
+        let mut request = Self(unsafe { inner.assume_init() });
+        for segment in segments {
+            if let Err(err) = request.add(segment, pool) {
+                while let Some(slot) = request.0.slots().last().copied() {
+                    pool.put(slot.page());
+                    request.0.count = request.0.count.wrapping_sub(1);
+                }
+                let (memory, data) = request.0.dissolve();
+                return Err((err, memory, data));
+            }
+        }
+        Ok(request)
+    }
+
+    fn add(&mut self, (gref, offset, len): (u32, u32, u32), pool: &mut PagePool) -> Result {
+        let end = offset.checked_add(len).ok_or(EINVAL)?;
+        if end > blkif::abi::PAGE_SIZE {
+            return Err(EINVAL);
+        }
+        let inner = &mut *self.0;
+        let index = usize::from(inner.count);
+        let (Some(slot), Some(vec)) = (inner.slots.get_mut(index), inner.vecs.get_mut(index))
+        else {
+            return Err(EINVAL);
+        };
+        let bytes = inner.bytes.checked_add(len).ok_or(EINVAL)?;
+        let page = pool.get()?;
+        // INVARIANT: The page is from the pool, and not mapped.
+        slot.write(Slot {
+            page,
+            gref,
+            handle: NOT_MAPPED,
+        });
+        vec.write(raw::bio_vec {
+            bv_page: page.as_ptr(),
+            bv_len: len,
+            bv_offset: offset,
+        });
+        inner.bytes = bytes;
+        // INVARIANT: The element was initialised just now.
+        inner.count = inner.count.wrapping_add(1);
+        Ok(())
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        self.0.slots()
+    }
+
+    pub(crate) fn slots_mut(&mut self) -> &mut [Slot] {
+        self.0.slots_mut()
+    }
+
+    pub(crate) fn guest_memory_is_source(&self) -> bool {
+        self.0.direction == Direction::Write
+    }
+
+    /// The next state: `good` if all slots have been mapped.
+    pub(crate) fn mapped(self, good: bool) -> core::result::Result<Mapped<T>, Done<T>> {
+        if good {
+            // INVARIANT: The caller says so; `add` has checked the vectors.
+            Ok(Mapped(self.0))
+        } else {
+            Err(Done::with(self.0, Err(EFAULT)))
+        }
+    }
+}
+
+impl<T> Inner<T> {
+    /// Takes the driver's data out. All else has been given back before.
+    fn dissolve(self: KBox<Self>) -> (Memory<T>, T) {
+        let ptr = KBox::into_raw(self);
+        // SAFETY: The box was valid; its data are read once, and not accessed through the memory any
+        // more, which from here on is uninitialised.
+        unsafe {
+            let data = (&raw const (*ptr).data).read();
+            (Memory(KBox::from_raw(ptr.cast())), data)
+        }
+    }
+}
+
+impl<T: Owner> Mapped<T> {
+    /// Length of the request's data in bytes, 0 for a flush.
+    pub fn bytes(&self) -> u32 {
+        self.0.bytes
+    }
+
+    /// Do all pieces of guest memory begin and end on multiples of `align`, a power of two?
+    pub fn memory_aligned(&self, align: u32) -> bool {
+        let mask = align.wrapping_sub(1);
+        self.0
+            .vecs()
+            .iter()
+            .all(|vec| (vec.bv_offset | vec.bv_len) & mask == 0)
+    }
+
+    /// Ends the request without I/O.
+    pub fn done(self, result: Result) {
+        T::complete(Done::with(self.0, result));
+    }
+
+    /// Has [`Owner::run`] called in task context, by `queue`. May be called in any context.
+    pub fn defer(self, queue: &OwnedQueue) {
+        let ptr = KBox::into_raw(self.0);
+        // SAFETY: The request is ours until the work item runs, which gives it back.
+        unsafe {
+            let work = (*ptr).work.get().cast::<raw::work_struct>();
+            raw::init_work(work, Some(Self::run_deferred));
+            raw::queue_work(queue.as_ptr(), work);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the workqueue only, for a request that [`Mapped::defer`] queued.
+    unsafe extern "C" fn run_deferred(work: *mut raw::work_struct) {
+        // SAFETY: `work` is the field of a request; `defer` left its ownership to us.
+        let io = unsafe {
+            let cell = work.cast::<UnsafeCell<MaybeUninit<raw::work_struct>>>();
+            Mapped(KBox::from_raw(kernel::container_of!(cell, Inner<T>, work)))
+        };
+        T::run(io);
+    }
+}
+
+impl<T> Done<T> {
+    pub(crate) fn with(inner: KBox<Inner<T>>, result: Result) -> Self {
+        inner
+            .result
+            .store(result.map_or_else(Error::to_errno, |()| 0), Relaxed);
+        Self(inner)
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        self.0.slots()
+    }
+
+    pub(crate) fn finish(self) -> Finished<T> {
+        let errno = self.0.result.load(Relaxed);
+        let result = if errno < 0 {
+            Err(Error::from_errno(errno))
+        } else {
+            Ok(())
+        };
+        let (memory, data) = self.0.dissolve();
+        Finished {
+            data,
+            result,
+            memory,
+        }
+    }
+}
+
+/// A first-in first-out list of requests in one state, linked through their own memory.
+pub struct List<S: State> {
+    first: *mut raw::llist_node,
+    last: *mut raw::llist_node,
+    _owns: PhantomData<S>,
+}
+
+// SAFETY: The list owns its requests.
+unsafe impl<S: State + Send> Send for List<S> {}
+
+impl<S: State> List<S> {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self {
+            first: core::ptr::null_mut(),
+            last: core::ptr::null_mut(),
+            _owns: PhantomData,
+        }
+    }
+
+    /// Is there nothing in the list?
+    pub fn is_empty(&self) -> bool {
+        self.first.is_null()
+    }
+
+    /// Appends a request.
+    pub fn push(&mut self, request: S) {
+        let ptr = KBox::into_raw(request.into_inner());
+        // SAFETY: `ptr` is ours now; `last` is, if not null, the node of a request in the list.
+        unsafe {
+            let node = (*ptr).link.get();
+            (*node).next = core::ptr::null_mut();
+            if self.last.is_null() {
+                self.first = node;
+            } else {
+                (*self.last).next = node;
+            }
+            self.last = node;
+        }
+    }
+
+    /// Takes the first request.
+    pub fn pop(&mut self) -> Option<S> {
+        let node = NonNull::new(self.first)?.as_ptr();
+        // SAFETY: `node` is the first field of a request that the list owns.
+        unsafe {
+            self.first = (*node).next;
+            if self.first.is_null() {
+                self.last = core::ptr::null_mut();
+            }
+            Some(S::from_inner(KBox::from_raw(node.cast())))
+        }
+    }
+
+    /// Appends all of `other`.
+    pub fn append(&mut self, other: &mut Self) {
+        while let Some(request) = other.pop() {
+            self.push(request);
+        }
+    }
+}
+
+impl<S: State> Default for List<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: State> Drop for List<S> {
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            pr_err!("requests dropped without an answer\n");
+        }
+        while self.pop().is_some() {}
+    }
+}
+
+/// Requests that are done, added in any context without a lock.
+pub struct DoneList<T>(UnsafeCell<raw::llist_head>, PhantomData<T>);
+
+// SAFETY: The list owns its requests.
+unsafe impl<T: Send> Send for DoneList<T> {}
+// SAFETY: The operations of an llist are atomic.
+unsafe impl<T: Send> Sync for DoneList<T> {}
+
+impl<T> DoneList<T> {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self(
+            UnsafeCell::new(raw::llist_head {
+                first: core::ptr::null_mut(),
+            }),
+            PhantomData,
+        )
+    }
+
+    /// Adds a request; fully ordered. Returns whether the list was empty. Any context.
+    pub fn push(&self, done: Done<T>) -> bool {
+        let ptr = KBox::into_raw(done.0);
+        // SAFETY: The request is ours, and from here on the list's.
+        unsafe { raw::llist_add((*ptr).link.get(), self.0.get()) }
+    }
+
+    /// Is there nothing in the list?
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: The head is valid.
+        unsafe { raw::llist_empty(self.0.get()) }
+    }
+
+    /// Moves everything to the end of `list`, in the order it was added.
+    pub fn take(&self, list: &mut List<Done<T>>) {
+        // SAFETY: The head is valid, and what was in it belongs to us after llist_del_all().
+        let mut node = unsafe { raw::llist_reverse_order(raw::llist_del_all(self.0.get())) };
+        while !node.is_null() {
+            // SAFETY: `node` is the first field of a request.
+            let inner = unsafe {
+                let next = (*node).next;
+                let inner = KBox::from_raw(node.cast());
+                node = next;
+                inner
+            };
+            list.push(Done(inner));
+        }
+    }
+}
+
+impl<T> Default for DoneList<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Inner<T> {
+    /// Drops one of the two references of an I/O in flight. Whether it was the last.
+    pub(crate) fn put_ref(&self) -> bool {
+        self.refs.fetch_sub(1, Full) == 1
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Workqueues owned by a module, which the `kernel` crate cannot create or flush yet.
+//!
+//! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
+
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    workqueue, //
+};
+
+use crate::raw;
+
+/// An unbound workqueue that makes progress under memory pressure (`WQ_UNBOUND`,
+/// `WQ_MEM_RECLAIM`). Dropping it waits for all queued items; must not happen in one of them.
+///
+/// # Invariants
+///
+/// The pointer is a workqueue that we own, valid until `drop`.
+pub struct OwnedQueue(NonNull<raw::workqueue_struct>);
+
+// SAFETY: A `workqueue_struct` may be used and destroyed in any task.
+unsafe impl Send for OwnedQueue {}
+// SAFETY: All operations on a workqueue take its own locks.
+unsafe impl Sync for OwnedQueue {}
+
+impl OwnedQueue {
+    /// Creates a workqueue. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if memory or the rescuer thread could not be had.
+    pub fn new(name: &CStr) -> Result<Self> {
+        // SAFETY: `name` is NUL-terminated, and the callee copies it.
+        let wq = unsafe { raw::alloc_workqueue(name.as_char_ptr(), raw::WQ_DISK) };
+        // INVARIANT: A workqueue just created is ours.
+        Ok(Self(NonNull::new(wq).ok_or(ENOMEM)?))
+    }
+
+    /// Waits until every item queued so far has finished. May sleep.
+    pub fn flush(&self) {
+        // SAFETY: The workqueue is valid by the type invariant.
+        unsafe { raw::__flush_workqueue(self.0.as_ptr()) }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut raw::workqueue_struct {
+        self.0.as_ptr()
+    }
+}
+
+impl Deref for OwnedQueue {
+    type Target = workqueue::Queue;
+
+    fn deref(&self) -> &workqueue::Queue {
+        // SAFETY: The workqueue is valid by the type invariant for as long as `self` is borrowed.
+        unsafe { workqueue::Queue::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for OwnedQueue {
+    fn drop(&mut self) {
+        // SAFETY: We own the workqueue, and nobody can queue to it any more.
+        unsafe { raw::destroy_workqueue(self.0.as_ptr()) }
+    }
+}
+
+/// Waits until `work`, if it is queued or running, has finished. May sleep.
+///
+/// Must not be called from the work item itself: it would wait for itself.
+pub fn flush_work<T: ?Sized, const ID: u64>(work: &workqueue::Work<T, ID>) {
+    // SAFETY: `work` is a valid reference, so is the `work_struct` in it.
+    unsafe { raw::flush_work(workqueue::Work::raw_get(work)) };
+}

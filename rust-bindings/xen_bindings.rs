@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the `kernel` crate lacks for a Xen block backend: safe abstractions over xenbus, xenstore,
+//! grants, event channels, shared rings, bios, block devices and direct file I/O.
+//!
+//! All unsafe code of the project is in this crate. The layers, bottom up:
+//!
+//! - [`raw`]: generated bindings, private to the crate.
+//! - [`mem`], [`work`], [`log`]: allocation scopes, workqueues, rate-limited messages.
+//! - [`xenbus`], [`xenstore`], [`evtchn`], [`grant`], [`ring`]: Xen.
+//! - [`io`]: one request's memory, from the grant references to the finished I/O, and the states
+//!   that it goes through.
+//! - [`bdev`], [`file`](mod@file): where a request's I/O goes.
+//!
+//! Each file is shaped to be sent upstream by itself.
+
+#![cfg_attr(not(CONFIG_RUST), no_std)]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod raw;
+
+pub mod bdev;
+pub mod evtchn;
+pub mod file;
+pub mod grant;
+pub mod io;
+pub mod log;
+pub mod mem;
+pub mod ring;
+pub mod work;
+pub mod xenbus;
+pub mod xenstore;
+
+/// Prefix of this crate's log lines: those of the module it is part of.
+const __LOG_PREFIX: &[u8] = b"xen_blkback_rs\0";

@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Abstractions for the xenbus: backend drivers, their devices, and watches.
+//!
+//! C header: [`include/xen/xenbus.h`](srctree/include/xen/xenbus.h)
+//!
+//! Which thread calls what: probe, remove, changes of the frontend's state and watches all run in
+//! the one xenwatch thread, for all devices of the machine (probe and remove also in the thread of
+//! whoever loads, unloads, binds or unbinds). A callback that blocks there blocks every other Xen
+//! device, so callbacks should hand their work to a workqueue.
+
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomPinned,
+    ptr::NonNull, //
+};
+use kernel::{
+    container_of,
+    error::{
+        from_result,
+        to_result, //
+    },
+    prelude::*,
+    str::CString,
+    sync::Arc,
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
+    ThisModule, //
+};
+
+use crate::raw;
+
+/// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum State {
+    /// No node, or one that cannot be read: the end is gone.
+    Unknown = 0,
+    /// The end has been created and has said nothing yet.
+    Initialising = 1,
+    /// The end has published what it offers, and waits for the other.
+    InitWait = 2,
+    /// The end has published everything, and waits for the other to connect.
+    Initialised = 3,
+    /// The end is ready for I/O.
+    Connected = 4,
+    /// The end wants the connection to be closed.
+    Closing = 5,
+    /// The end has closed the connection.
+    Closed = 6,
+    /// Used for PCI pass-through only.
+    Reconfiguring = 7,
+    /// Used for PCI pass-through only.
+    Reconfigured = 8,
+    /// A number that the protocol does not define.
+    Invalid = u32::MAX,
+}
+
+impl State {
+    /// The state with this number; [`State::Invalid`] for what the protocol does not define.
+    pub fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Unknown,
+            1 => Self::Initialising,
+            2 => Self::InitWait,
+            3 => Self::Initialised,
+            4 => Self::Connected,
+            5 => Self::Closing,
+            6 => Self::Closed,
+            7 => Self::Reconfiguring,
+            8 => Self::Reconfigured,
+            _ => Self::Invalid,
+        }
+    }
+}
+
+/// A counted reference to a `struct xenbus_device`.
+///
+/// # Invariants
+///
+/// The pointer is a valid `xenbus_device`, and we hold a reference to its `dev`.
+pub struct Device(NonNull<raw::xenbus_device>);
+
+// SAFETY: A `xenbus_device` is reference counted, and may be used and released in any task.
+unsafe impl Send for Device {}
+// SAFETY: Of the fields that change we read only `state`, as the C code does, with a volatile
+// load; the functions called serialise by themselves.
+unsafe impl Sync for Device {}
+
+impl Clone for Device {
+    fn clone(&self) -> Self {
+        // SAFETY: By the type invariant `self.0` is valid.
+        unsafe { Self::from_raw(self.0) }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the device is valid and the reference is ours.
+        unsafe { raw::put_device(&raw mut (*self.as_ptr()).dev) }
+    }
+}
+
+impl Device {
+    /// Takes a reference.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a valid `xenbus_device` for the duration of the call.
+    unsafe fn from_raw(ptr: NonNull<raw::xenbus_device>) -> Self {
+        // SAFETY: `ptr` is valid.
+        unsafe { raw::get_device(&raw mut (*ptr.as_ptr()).dev) };
+        // INVARIANT: The reference was taken just now.
+        Self(ptr)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut raw::xenbus_device {
+        self.0.as_ptr()
+    }
+
+    /// Path of the device's own directory in xenstore, such as `backend/vbd/3/51712`.
+    pub fn nodename(&self) -> &CStr {
+        // SAFETY: `nodename` is a NUL-terminated string inside of the allocation of the device,
+        // and does not change.
+        unsafe { raw::c_str((*self.as_ptr()).nodename) }
+    }
+
+    /// Domain id of the other end.
+    pub fn otherend_id(&self) -> u16 {
+        // SAFETY: The device is valid; the field is written before probe and not changed while a
+        // driver is bound.
+        let id = unsafe { (*self.as_ptr()).otherend_id };
+        // A domain id has 15 bits (`domid_t`), negative values stand for none.
+        u16::try_from(id).unwrap_or(u16::MAX)
+    }
+
+    /// The state that this end last published.
+    pub fn state(&self) -> State {
+        // SAFETY: The device is valid.
+        let state = unsafe { (&raw const (*self.as_ptr()).state).read_volatile() };
+        State::from_number(state)
+    }
+
+    /// Publishes a new state of this end. May sleep.
+    ///
+    /// Errors go to the log and the device's error node: nobody could handle them better.
+    pub fn switch_state(&self, state: State) {
+        // SAFETY: The device is valid, and `state` is one of the numbers of the enum.
+        unsafe { raw::xenbus_switch_state(self.as_ptr(), state as raw::xenbus_state) };
+    }
+
+    /// Reports an error in the log and in the `error` node of this end. May sleep.
+    pub fn error(&self, err: Error, message: &CStr) {
+        // SAFETY: The device is valid, and the format takes exactly the one string given.
+        unsafe {
+            raw::xenbus_dev_error(
+                self.as_ptr(),
+                err.to_errno(),
+                c"%s".as_char_ptr(),
+                message.as_char_ptr(),
+            )
+        }
+    }
+
+    /// As [`Device::error`], and publishes [`State::Closing`]. May sleep.
+    pub fn fatal(&self, err: Error, message: &CStr) {
+        // SAFETY: The device is valid, and the format takes exactly the one string given.
+        unsafe {
+            raw::xenbus_dev_fatal(
+                self.as_ptr(),
+                err.to_errno(),
+                c"%s".as_char_ptr(),
+                message.as_char_ptr(),
+            )
+        }
+    }
+
+    /// Does the toolstack want the device to exist (node `online`)? May sleep.
+    pub fn is_online(&self) -> bool {
+        // SAFETY: The device is valid.
+        unsafe { raw::xenbus_dev_is_online(self.as_ptr()) != 0 }
+    }
+}
+
+/// Proof that the current code runs in the xenwatch thread, inside of a callback.
+pub struct InXenwatch(());
+
+impl InXenwatch {
+    /// Removes the device from the bus, which unbinds its driver. May sleep.
+    ///
+    /// xenbus itself unregisters devices whose directory has vanished, in the xenwatch thread.
+    /// That both happen in one thread is what keeps a device from being unregistered twice.
+    pub fn unregister(&self, dev: &Device) {
+        // SAFETY: The device is valid. If xenbus had removed it before, the watch whose callback
+        // we are in would have been removed with it.
+        unsafe { raw::device_unregister(&raw mut (*dev.as_ptr()).dev) }
+    }
+}
+
+/// A driver for the backends of one type of device.
+pub trait Driver: Sized + 'static {
+    /// The driver's data of one device.
+    type Data: Send + Sync + 'static;
+
+    /// Name of the driver, and the type of device that it serves.
+    const DEVICE_TYPE: &'static CStr;
+    /// The driver's own data, handed to every probe.
+    type Context: Send + Sync + 'static;
+
+    /// A device has appeared. Runs in task context and may sleep, but see the module about doing so.
+    ///
+    /// `otherend` is the path of the frontend's directory.
+    fn probe(context: &Arc<Self::Context>, dev: Device, otherend: &CStr) -> Result<Self::Data>;
+
+    /// The frontend's state has changed. Task context.
+    fn otherend_changed(data: &Self::Data, state: State);
+
+    /// The device goes away. When this returns nothing may use the device any more. May sleep.
+    fn remove(data: &Self::Data);
+}
+
+/// The registration of a backend driver; dropping it unbinds all devices.
+///
+/// # Invariants
+///
+/// `drv` is registered from the end of [`Registration::new`] until `drop`.
+#[pin_data(PinnedDrop)]
+pub struct Registration<T: Driver> {
+    #[pin]
+    drv: Opaque<raw::xenbus_driver>,
+    ids: [raw::xenbus_device_id; 2],
+    context: Arc<T::Context>,
+    #[pin]
+    _pin: PhantomPinned,
+}
+
+// SAFETY: There is nothing that could be done with a shared reference.
+unsafe impl<T: Driver> Sync for Registration<T> {}
+// SAFETY: A driver may be unregistered in any task.
+unsafe impl<T: Driver> Send for Registration<T> {}
+
+impl<T: Driver> Registration<T> {
+    /// Registers the driver. Devices may be probed before this returns. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// What `__xenbus_register_backend` returns: `EBUSY` for a name that is taken.
+    pub fn new(
+        context: Arc<T::Context>,
+        module: &'static ThisModule,
+    ) -> impl PinInit<Self, Error> {
+        let mut ids: [raw::xenbus_device_id; 2] = pin_init::zeroed();
+        if let Some(id) = ids.first_mut() {
+            for (to, from) in id.devicetype.iter_mut().zip(T::DEVICE_TYPE.to_bytes_with_nul()) {
+                *to = *from as kernel::ffi::c_char;
+            }
+        }
+        try_pin_init!(&this in Self {
+            context,
+            ids,
+            drv <- Opaque::try_ffi_init(|drv: *mut raw::xenbus_driver| {
+                // SAFETY: `drv` may be written; the fields `ids` and `context` are initialised
+                // before this one, and stay in place because the structure is pinned.
+                let ret = unsafe {
+                    drv.write(pin_init::zeroed());
+                    (*drv).name = T::DEVICE_TYPE.as_char_ptr();
+                    (*drv).ids = (&raw const (*this.as_ptr()).ids).cast();
+                    (*drv).probe = Some(Self::probe_callback);
+                    (*drv).otherend_changed = Some(Self::otherend_changed_callback);
+                    (*drv).remove = Some(Self::remove_callback);
+                    raw::__xenbus_register_backend(
+                        drv,
+                        module.as_ptr(),
+                        c"xen_blkback_rs".as_char_ptr(),
+                    )
+                };
+                to_result(ret)
+            }),
+            _pin: PhantomPinned,
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by the xenbus only, with a valid device that this driver matched.
+    unsafe extern "C" fn probe_callback(
+        dev: *mut raw::xenbus_device,
+        _id: *const raw::xenbus_device_id,
+    ) -> kernel::ffi::c_int {
+        from_result(|| {
+            let ptr = NonNull::new(dev).ok_or(EINVAL)?;
+            // SAFETY: The xenbus sets `dev.driver` to the `driver` in our `xenbus_driver` before it
+            // calls probe. That is the field `drv` of a registered `Self`.
+            let context = unsafe {
+                let drv = container_of!((*dev).dev.driver, raw::xenbus_driver, driver);
+                let this = container_of!(Opaque::cast_from(drv), Self, drv);
+                (*this).context.clone()
+            };
+            // SAFETY: The device is valid.
+            let device = unsafe { Device::from_raw(ptr) };
+            // SAFETY: `otherend` is a NUL-terminated string for as long as the driver is bound.
+            let otherend = unsafe { raw::c_str((*dev).otherend) };
+            let data = KBox::new(T::probe(&context, device, otherend)?, GFP_KERNEL)?;
+            // SAFETY: During probe nobody else accesses the driver's data.
+            unsafe { (*dev).dev.driver_data = data.into_foreign().cast() };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by the xenbus only, between a successful probe and the start of remove.
+    unsafe extern "C" fn otherend_changed_callback(
+        dev: *mut raw::xenbus_device,
+        state: raw::xenbus_state,
+    ) {
+        // SAFETY: probe stored the data, and remove, which frees it, comes after the watch of the
+        // other end has been removed.
+        let data = unsafe { <KBox<T::Data> as ForeignOwnable>::borrow((*dev).dev.driver_data.cast()) };
+        T::otherend_changed(data, State::from_number(state));
+    }
+
+    /// # Safety
+    ///
+    /// Called by the xenbus only, once after a successful probe.
+    unsafe extern "C" fn remove_callback(dev: *mut raw::xenbus_device) {
+        // SAFETY: probe stored the data, and nothing else takes it out.
+        let data = unsafe {
+            let ptr = (*dev).dev.driver_data;
+            (*dev).dev.driver_data = core::ptr::null_mut();
+            <KBox<T::Data> as ForeignOwnable>::from_foreign(ptr.cast())
+        };
+        T::remove(&data);
+    }
+}
+
+#[pinned_drop]
+impl<T: Driver> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant the driver is registered.
+        unsafe { raw::xenbus_unregister_driver(self.drv.get()) }
+    }
+}
+
+/// Something that wants to know of changes in xenstore.
+pub trait Watcher: Send + Sync + 'static {
+    /// The node `path` (without a final NUL) has changed. Runs in the xenwatch thread.
+    fn changed(this: Arc<Self>, path: &[u8], ctx: &InXenwatch);
+}
+
+#[repr(C)]
+struct WatchInner<T> {
+    // First, so that the callback finds the rest.
+    watch: UnsafeCell<raw::xenbus_watch>,
+    watcher: Arc<T>,
+    node: CString,
+}
+
+/// A watch of a node and everything below it. Dropping it waits for a running callback, unless it
+/// is dropped by the callback.
+///
+/// # Invariants
+///
+/// The pointer comes from a `KBox<WatchInner<T>>` whose watch is registered.
+pub struct Watch<T: Watcher>(NonNull<WatchInner<T>>);
+
+// SAFETY: The watcher is `Send + Sync`; a watch may be removed in any task.
+unsafe impl<T: Watcher> Send for Watch<T> {}
+// SAFETY: There is nothing that could be done with a shared reference.
+unsafe impl<T: Watcher> Sync for Watch<T> {}
+
+impl<T: Watcher> Watch<T> {
+    /// Watches `node`. The watch fires once immediately. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or the error that xenstore answers with.
+    pub fn new(node: &CStr, watcher: Arc<T>) -> Result<Self> {
+        let mut inner = KBox::new(
+            WatchInner {
+                watch: UnsafeCell::new(pin_init::zeroed()),
+                watcher,
+                node: CString::try_from(node)?,
+            },
+            GFP_KERNEL,
+        )?;
+        let path = inner.node.as_char_ptr();
+        let watch = inner.watch.get_mut();
+        watch.node = path;
+        watch.callback = Some(Self::callback);
+        let ptr = KBox::into_raw(inner);
+        // SAFETY: The structure is filled in, and stays where it is until `drop`.
+        let ret = to_result(unsafe { raw::register_xenbus_watch((*ptr).watch.get()) });
+        if let Err(err) = ret {
+            // SAFETY: `ptr` comes from `KBox::into_raw`, and the registration failed.
+            drop(unsafe { KBox::from_raw(ptr) });
+            return Err(err);
+        }
+        // INVARIANT: Registered just now.
+        Ok(Self(NonNull::new(ptr).ok_or(ENOMEM)?))
+    }
+
+    /// # Safety
+    ///
+    /// Called by the xenwatch thread only, with a watch that [`Watch::new`] registered.
+    unsafe extern "C" fn callback(
+        watch: *mut raw::xenbus_watch,
+        path: *const kernel::ffi::c_char,
+        _token: *const kernel::ffi::c_char,
+    ) {
+        let inner = watch.cast::<WatchInner<T>>();
+        // SAFETY: `watch` is the first field of a `WatchInner`. It is valid until the watch is
+        // unregistered, which waits for this callback or is done by it; hence the clone.
+        let watcher = unsafe { (*inner).watcher.clone() };
+        // SAFETY: The xenwatch thread passes a NUL-terminated string.
+        let path = unsafe { core::slice::from_raw_parts(path.cast::<u8>(), raw::strlen(path)) };
+        T::changed(watcher, path, &InXenwatch(()));
+    }
+}
+
+impl<T: Watcher> Drop for Watch<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the watch is registered and the box is ours; after it has
+        // been unregistered no callback runs, but for one that we are called from, which does not
+        // use it any more.
+        unsafe {
+            raw::unregister_xenbus_watch((*self.0.as_ptr()).watch.get());
+            drop(KBox::from_raw(self.0.as_ptr()));
+        }
+    }
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading and writing xenstore.
+//!
+//! C header: [`include/xen/xenbus.h`](srctree/include/xen/xenbus.h)
+//!
+//! Every function here waits for the answer of xenstored: task context, may sleep.
+//!
+//! What a guest wrote is bytes of its choice, at most a xenstore payload (4096) of them. Numbers
+//! are parsed here; a value that is not a plain number is an error, never zero.
+
+use core::ptr::NonNull;
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    fmt,
+    prelude::*,
+    str::CString, //
+};
+
+use crate::raw;
+
+/// A value read from xenstore.
+///
+/// # Invariants
+///
+/// `ptr` is an allocation of `kmalloc` with `len` bytes and a NUL after them, ours to free.
+pub struct Value {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: The memory is ours alone.
+unsafe impl Send for Value {}
+// SAFETY: The memory is not changed.
+unsafe impl Sync for Value {}
+
+impl Value {
+    /// The bytes of the value, without the final NUL.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: By the type invariant there are `len` bytes.
+        unsafe { core::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// The value as a C string: up to the first NUL, where the guest may have put one.
+    pub fn as_c_str(&self) -> &CStr {
+        // SAFETY: By the type invariant a NUL follows the bytes at the latest.
+        unsafe { raw::c_str(self.ptr.as_ptr().cast()) }
+    }
+
+    /// The value as a decimal number.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is empty, too large, or anything but decimal digits.
+    pub fn number(&self) -> Result<u32> {
+        parse_number(self.as_bytes(), 10)
+    }
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the allocation is ours.
+        unsafe { raw::kfree(self.ptr.as_ptr().cast()) }
+    }
+}
+
+/// Parses a number of the given base, 2 to 16.
+///
+/// # Errors
+///
+/// `EINVAL` if it is empty, too large for 32 bits, or has anything but digits.
+pub fn parse_number(bytes: &[u8], base: u32) -> Result<u32> {
+    if bytes.is_empty() {
+        return Err(EINVAL);
+    }
+    bytes.iter().try_fold(0u32, |number, byte| {
+        let digit = match byte {
+            b'0'..=b'9' => byte.wrapping_sub(b'0'),
+            b'a'..=b'f' => byte.wrapping_sub(b'a').wrapping_add(10),
+            b'A'..=b'F' => byte.wrapping_sub(b'A').wrapping_add(10),
+            _ => return Err(EINVAL),
+        };
+        let digit = u32::from(digit);
+        if digit >= base {
+            return Err(EINVAL);
+        }
+        number
+            .checked_mul(base)
+            .and_then(|n| n.checked_add(digit))
+            .ok_or(EINVAL)
+    })
+}
+
+/// Number of no transaction (`XBT_NIL`).
+const NO_TRANSACTION: u32 = 0;
+
+/// Reads `dir/node`.
+///
+/// # Errors
+///
+/// `ENOENT` if there is no such node, `EACCES` if we may not read it.
+pub fn read(dir: &CStr, node: &CStr) -> Result<Value> {
+    let mut len = 0;
+    // SAFETY: The strings are NUL-terminated, `len` may be written.
+    let ptr = unsafe {
+        raw::xenbus_read(
+            raw::xenbus_transaction { id: NO_TRANSACTION },
+            dir.as_char_ptr(),
+            node.as_char_ptr(),
+            &mut len,
+        )
+    };
+    let ptr = NonNull::new(from_err_ptr(ptr)?.cast::<u8>()).ok_or(ENOMEM)?;
+    // INVARIANT: xenbus_read() allocates one byte more than it reads, and sets it to NUL.
+    Ok(Value {
+        ptr,
+        len: len as usize,
+    })
+}
+
+/// Reads `dir/node`, with `None` for a node that does not exist.
+///
+/// # Errors
+///
+/// As [`read`], but for `ENOENT`.
+pub fn read_optional(dir: &CStr, node: &CStr) -> Result<Option<Value>> {
+    match read(dir, node) {
+        Ok(value) => Ok(Some(value)),
+        Err(err) if err == ENOENT => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// Writes `dir/node` outside of any transaction.
+///
+/// # Errors
+///
+/// `ENOMEM`, or the error that xenstore answers with.
+pub fn write(dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
+    write_in(NO_TRANSACTION, dir, node, value)
+}
+
+fn write_in(
+    xbt: u32,
+    dir: &CStr,
+    node: &CStr,
+    value: fmt::Arguments<'_>,
+) -> Result {
+    let value = CString::try_from_fmt(value)?;
+    // SAFETY: All strings are NUL-terminated.
+    to_result(unsafe {
+        raw::xenbus_write(
+            raw::xenbus_transaction { id: xbt },
+            dir.as_char_ptr(),
+            node.as_char_ptr(),
+            value.as_char_ptr(),
+        )
+    })
+}
+
+/// A transaction: what is written through it becomes visible at once, or not at all.
+pub struct Transaction(u32);
+
+impl Transaction {
+    /// Runs `body` in a transaction, again as often as somebody else's change got in its way. If
+    /// `body` fails, nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// That of `body`, or of xenstore.
+    pub fn run(mut body: impl FnMut(&Transaction) -> Result) -> Result {
+        loop {
+            let mut xbt = raw::xenbus_transaction { id: NO_TRANSACTION };
+            // SAFETY: `xbt` may be written.
+            to_result(unsafe { raw::xenbus_transaction_start(&mut xbt) })?;
+            let ret = body(&Transaction(xbt.id));
+            // SAFETY: The transaction was started above, and is ended just once.
+            let end = to_result(unsafe { raw::xenbus_transaction_end(xbt, ret.is_err()) });
+            ret?;
+            match end {
+                Err(err) if err == EAGAIN => continue,
+                end => return end,
+            }
+        }
+    }
+
+    /// Writes `dir/node`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or the error that xenstore answers with.
+    pub fn write(&self, dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
+        write_in(self.0, dir, node, value)
+    }
+}

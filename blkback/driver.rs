@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module and its xenbus driver.
+//!
+//! Owns the registration, the workqueues and the list of files in use; everything else belongs to
+//! the [`Vbd`] of a disk.
+
+#![forbid(unsafe_code)]
+
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+use xen_bindings::{
+    work::OwnedQueue,
+    xenbus, //
+};
+
+use crate::{
+    handover::FilesInUse,
+    vbd::Vbd, //
+};
+
+/// What all disks share.
+#[pin_data]
+pub(crate) struct Context {
+    /// The life of disks: opening, connecting, closing. May wait for storage.
+    pub(crate) control: OwnedQueue,
+    /// The rings' workers. Never waits for storage to do what it was told to.
+    pub(crate) rings: OwnedQueue,
+    /// Requests that have to wait: flushes, buffered I/O, allocation of blocks.
+    pub(crate) blocking: OwnedQueue,
+    /// Files that disks are on.
+    #[pin]
+    pub(crate) files: FilesInUse,
+}
+
+/// The module. Its fields are dropped in this order: unregistering the driver waits for all disks to
+/// be removed, after which the last work items can finish.
+#[pin_data]
+pub(crate) struct Module {
+    #[pin]
+    registration: xenbus::Registration<Driver>,
+    context: FlushedContext,
+}
+
+/// The context, dropped only when no work item is left that could hold a reference: the last one
+/// destroys the workqueues, which no item of theirs can do.
+struct FlushedContext(Arc<Context>);
+
+impl Drop for FlushedContext {
+    fn drop(&mut self) {
+        // In the order in which items queue other items.
+        self.0.control.flush();
+        self.0.blocking.flush();
+        self.0.rings.flush();
+    }
+}
+
+impl kernel::InPlaceModule for Module {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        pin_init::pin_init_scope(move || {
+            let context = Arc::pin_init(
+                try_pin_init!(Context {
+                    control: OwnedQueue::new(c"xen-blkback")?,
+                    rings: OwnedQueue::new(c"xen-blkback-ring")?,
+                    blocking: OwnedQueue::new(c"xen-blkback-io")?,
+                    files <- FilesInUse::new(),
+                }),
+                GFP_KERNEL,
+            )?;
+            Ok(try_pin_init!(Self {
+                registration <- xenbus::Registration::new(context.clone(), module),
+                context: FlushedContext(context),
+            }? Error))
+        })
+    }
+}
+
+/// The driver of devices of the type `vbd`.
+pub(crate) struct Driver;
+
+/// Data of a device: its disk, and the watch of its directory.
+pub(crate) struct DeviceData {
+    vbd: Arc<Vbd>,
+    _watch: xenbus::Watch<Vbd>,
+}
+
+impl xenbus::Driver for Driver {
+    type Data = DeviceData;
+    type Context = Context;
+
+    const DEVICE_TYPE: &'static CStr = c"vbd";
+
+    fn probe(
+        context: &Arc<Context>,
+        dev: xenbus::Device,
+        otherend: &CStr,
+    ) -> Result<DeviceData> {
+        let vbd = Vbd::new(context.clone(), dev, otherend)?;
+        let watch = xenbus::Watch::new(vbd.device().nodename(), vbd.clone())?;
+        vbd.schedule();
+        Ok(DeviceData {
+            vbd,
+            _watch: watch,
+        })
+    }
+
+    fn otherend_changed(data: &DeviceData, state: xenbus::State) {
+        data.vbd.frontend_changed(state);
+    }
+
+    fn remove(data: &DeviceData) {
+        data.vbd.remove();
+    }
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where a disk's data are: a block device or a file, and which way its I/O takes.
+//!
+//! A block device gets bios. A file gets asynchronous direct I/O that is asked not to wait; what
+//! would have to wait, and what direct I/O cannot do, goes to the workqueue for blocking requests, so
+//! that it does not hold up the ring.
+
+#![forbid(unsafe_code)]
+
+use blkif::abi::SECTOR_SIZE;
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+use xen_bindings::{
+    bdev::{
+        self,
+        BlockDevice, //
+    },
+    file::{
+        DirectIo,
+        File,
+        Mode, //
+    },
+    io::Mapped,
+    mem,
+    work::OwnedQueue, //
+};
+
+use crate::{
+    handover::Claim,
+    request::{
+        Action,
+        Pending,
+        Way, //
+    },
+};
+
+/// How the toolstack lets the guest use the disk (node `mode`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DiskMode {
+    /// The guest may write.
+    pub(crate) writable: bool,
+    /// The administrator knows that others write as well (`w!`).
+    pub(crate) shared: bool,
+}
+
+impl DiskMode {
+    /// From the value of the node: as in the in-tree driver, a `w` anywhere makes it writable.
+    pub(crate) fn from_node(mode: &[u8]) -> Self {
+        Self {
+            writable: mode.contains(&b'w'),
+            shared: mode.contains(&b'!'),
+        }
+    }
+}
+
+/// What holds the data of a disk.
+pub(crate) enum Medium {
+    /// A block device.
+    Block(BlockDevice),
+    /// A file.
+    File(FileMedium),
+}
+
+/// A file with the ways to access it.
+pub(crate) struct FileMedium {
+    /// Closed before the claim is given up.
+    file: File,
+    path: CString,
+    direct: DirectIo,
+    nowait: bool,
+    /// Buffered I/O has been mentioned in the log.
+    noted: Atomic<bool>,
+    _claim: Claim,
+}
+
+impl Medium {
+    /// Opens the block device with these numbers. May sleep.
+    pub(crate) fn open_device(major: u32, minor: u32, mode: DiskMode) -> Result<Self> {
+        let access = match (mode.writable, mode.shared) {
+            (false, _) => bdev::Access::Read,
+            (true, false) => bdev::Access::Write,
+            (true, true) => bdev::Access::WriteShared,
+        };
+        let device = BlockDevice::open(major, minor, access)?;
+        device.drop_page_cache()?;
+        Ok(Self::Block(device))
+    }
+
+    /// Size in sectors of 512 bytes, as of now.
+    pub(crate) fn sectors(&self) -> u64 {
+        match self {
+            Self::Block(device) => device.sectors(),
+            // What is left behind the last whole sector cannot be reached by a guest.
+            Self::File(medium) => medium.file.size() / u64::from(SECTOR_SIZE),
+        }
+    }
+
+    /// Smallest unit of I/O that the guest may use, in bytes.
+    pub(crate) fn logical_block_size(&self) -> u32 {
+        match self {
+            Self::Block(device) => device.logical_block_size(),
+            Self::File(_) => SECTOR_SIZE,
+        }
+    }
+
+    /// Smallest unit of I/O that is done at full speed, in bytes.
+    pub(crate) fn physical_block_size(&self) -> u32 {
+        match self {
+            Self::Block(device) => device.physical_block_size(),
+            Self::File(medium) => match medium.direct {
+                DirectIo::Aligned { offset, .. } => offset.max(SECTOR_SIZE),
+                DirectIo::Unsupported | DirectIo::InMemory => SECTOR_SIZE,
+            },
+        }
+    }
+
+    /// Is there anything to flush?
+    pub(crate) fn has_write_cache(&self) -> bool {
+        match self {
+            Self::Block(device) => device.has_write_cache(),
+            Self::File(_) => true,
+        }
+    }
+
+    pub(crate) fn is_cdrom(&self) -> bool {
+        match self {
+            Self::Block(device) => device.is_cdrom(),
+            Self::File(_) => false,
+        }
+    }
+
+    pub(crate) fn is_removable(&self) -> bool {
+        match self {
+            Self::Block(device) => device.is_removable(),
+            Self::File(_) => false,
+        }
+    }
+
+    /// Submits a request from a ring's worker: what would wait for storage goes to `blocking`. Task
+    /// context. `disk` is for log lines.
+    pub(crate) fn submit(&self, mut io: Mapped<Pending>, blocking: &OwnedQueue, disk: &CStr) {
+        let (action, sector) = (io.data().action, io.data().sector);
+        match self {
+            Self::Block(device) => match action {
+                Action::Read | Action::Write => device.submit(io, sector),
+                Action::Flush => device.flush(io, sector),
+            },
+            Self::File(medium) => {
+                io.data_mut().way = medium.way(&io);
+                let wait = match (action, io.data().way) {
+                    (Action::Flush, _) => true,
+                    (_, Way::Buffered) => {
+                        medium.note_buffered(disk);
+                        true
+                    }
+                    (Action::Write, Way::Direct) => !medium.nowait || medium.file.is_frozen(),
+                    (Action::Read, Way::Direct) => !medium.nowait,
+                };
+                if wait {
+                    io.defer(blocking);
+                } else {
+                    medium.transfer(io, true);
+                }
+            }
+        }
+    }
+
+    /// Does a request that has been deferred. Task context, may sleep.
+    pub(crate) fn run(&self, mut io: Mapped<Pending>) {
+        mem::with_noio(|| match self {
+            // Bios are never deferred.
+            Self::Block(_) => io.done(Err(EIO)),
+            Self::File(medium) => {
+                if io.data().action == Action::Flush {
+                    let synced = medium.file.sync();
+                    if synced.is_err() || io.bytes() == 0 {
+                        return io.done(synced);
+                    }
+                    io.data_mut().action = Action::Write;
+                    io.data_mut().way = medium.way(&io);
+                }
+                medium.transfer(io, false);
+            }
+        })
+    }
+
+    /// Says once in the log that a file is accessed through the page cache.
+    pub(crate) fn note_buffered(&self, disk: &CStr) {
+        if let Self::File(medium) = self {
+            medium.note_buffered(disk);
+        }
+    }
+}
+
+impl FileMedium {
+    /// A medium of an open file. Says in the log how it will be accessed. May sleep.
+    pub(crate) fn new(file: File, path: CString, claim: Claim, disk: &CStr) -> Result<Self> {
+        let direct = file.direct_io()?;
+        let nowait = file.can_nowait();
+        match direct {
+            DirectIo::Aligned { memory, offset } => pr_info!(
+                "{}: file {} on {}: direct I/O, aligned to {} bytes in memory, {} in the file{}\n",
+                disk,
+                &*path,
+                file.fs_name(),
+                memory,
+                offset,
+                if nowait { "" } else { ", submitted by a workqueue" },
+            ),
+            DirectIo::Unsupported => pr_warn!(
+                "{}: file {} on {}: the file system does no direct I/O on it, using buffered I/O\n",
+                disk,
+                &*path,
+                file.fs_name(),
+            ),
+            DirectIo::InMemory => pr_info!(
+                "{}: file {} on {}: buffered I/O, the file system is in memory\n",
+                disk,
+                &*path,
+                file.fs_name(),
+            ),
+        }
+        if file.size() % u64::from(SECTOR_SIZE) != 0 {
+            pr_warn!(
+                "{}: file {}: its last {} bytes are no whole sector and cannot be accessed\n",
+                disk,
+                &*path,
+                file.size() % u64::from(SECTOR_SIZE),
+            );
+        }
+        Ok(Self {
+            file,
+            path,
+            direct,
+            nowait,
+            noted: Atomic::new(false),
+            _claim: claim,
+        })
+    }
+
+    /// Which way a request can go.
+    fn way(&self, io: &Mapped<Pending>) -> Way {
+        let DirectIo::Aligned { memory, offset } = self.direct else {
+            return Way::Buffered;
+        };
+        let mask = u64::from(offset).wrapping_sub(1);
+        if (Self::position(io) | u64::from(io.bytes())) & mask == 0 && io.memory_aligned(memory) {
+            Way::Direct
+        } else {
+            Way::Buffered
+        }
+    }
+
+    /// Where in the file the request's data are, in bytes.
+    fn position(io: &Mapped<Pending>) -> u64 {
+        // A sector of the disk, which is not larger than the file was: this cannot wrap around.
+        io.data().sector.wrapping_mul(u64::from(SECTOR_SIZE))
+    }
+
+    /// Reads or writes. Task context; may sleep unless `nowait`.
+    fn transfer(&self, io: Mapped<Pending>, nowait: bool) {
+        let position = Self::position(&io);
+        let end = position.saturating_add(u64::from(io.bytes()));
+        // A file that has been truncated must not grow again by what a guest writes.
+        if end > self.file.size() {
+            return io.done(Err(EIO));
+        }
+        let mode = Mode {
+            direct: io.data().way == Way::Direct,
+            nowait,
+        };
+        self.file.submit(io, position, mode);
+    }
+
+    fn note_buffered(&self, disk: &CStr) {
+        if matches!(self.direct, DirectIo::Aligned { .. })
+            && !self.noted.load(Relaxed)
+            && !self.noted.xchg(true, Relaxed)
+        {
+            pr_info!(
+                "{}: file {}: using buffered I/O for requests that direct I/O cannot do\n",
+                disk,
+                &*self.path,
+            );
+        }
+    }
+}

@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One ring and its worker.
+//!
+//! The worker is a work item that runs when there are events or completions. All it does, it does
+//! for many requests at a time: it takes requests from the ring, maps their grants together,
+//! submits them under one plug, and later unmaps what is done together, and answers with one event.
+//!
+//! Owns the ring's memory, the pages for grants and the requests in flight.
+//!
+//! Lock order: [`Ring::state`] is the only lock, held by the worker while it works; completions take
+//! none. Nothing is locked inside of it.
+
+#![forbid(unsafe_code)]
+
+use blkif::{
+    BackRing,
+    Disk,
+    Parsed,
+    Request,
+    Status, //
+};
+use kernel::{
+    impl_has_work,
+    new_mutex,
+    new_work,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        Arc,
+        Completion,
+        Mutex, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    },
+};
+use xen_bindings::{
+    bdev,
+    evtchn,
+    grant::{
+        Mapper,
+        PagePool, //
+    },
+    io::{
+        Done,
+        DoneList,
+        List,
+        Memory,
+        Staged, //
+    },
+    log,
+    mem,
+    ring::RingMemory,
+    work::{
+        flush_work,
+        OwnedQueue, //
+    },
+};
+
+use crate::{
+    driver::Context,
+    medium::Medium,
+    request::Pending, //
+};
+
+/// Requests taken from the ring before their grants are mapped and they are submitted: all that a
+/// ring of one page can hold.
+const BATCH: u32 = 32;
+
+/// Pause before grants are looked at again whose pages somebody still holds.
+const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
+
+/// A connected ring.
+#[pin_data]
+pub(crate) struct Ring {
+    context: Arc<Context>,
+    medium: Arc<Medium>,
+    /// For log lines.
+    name: CString,
+    disk: Disk,
+    /// Requests whose I/O is done, added in any context.
+    done: DoneList<Pending>,
+    /// The worker runs, and will look at `done` before it stops.
+    busy: Atomic<bool>,
+    /// An event has arrived that has not been acknowledged.
+    event: Atomic<bool>,
+    /// No more requests are taken.
+    stopping: Atomic<bool>,
+    #[pin]
+    drained: Completion,
+    #[pin]
+    state: Mutex<State>,
+    #[pin]
+    work: Work<Ring>,
+    #[pin]
+    look_again: Work<Ring, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Ring { self.work }
+    impl HasWork<Self, 1> for Ring { self.look_again }
+}
+
+/// What only the worker uses.
+struct State {
+    /// None once the ring has been shut down.
+    memory: Option<RingMemory>,
+    /// None until the ring is started.
+    irq: Option<evtchn::Irq>,
+    back: BackRing,
+    mapper: Mapper,
+    pool: PagePool,
+    /// Memory for one request is kept, so that there is always one that needs no allocation.
+    spare: Option<Memory<Pending>>,
+    /// A request taken from the ring that has to wait for pages.
+    starved: Option<Parsed>,
+    /// Requests that are done, but whose pages somebody still holds.
+    held: List<Done<Pending>>,
+    /// The frontend has broken the ring; nothing more is taken from it.
+    broken: bool,
+}
+
+impl Ring {
+    /// Prepares to serve the ring in `memory`. Nothing is served before [`Ring::start`]. May sleep.
+    pub(crate) fn new(
+        context: Arc<Context>,
+        medium: Arc<Medium>,
+        name: CString,
+        disk: Disk,
+        domid: u16,
+        memory: RingMemory,
+        back: BackRing,
+    ) -> Result<Arc<Self>> {
+        let state = State {
+            memory: Some(memory),
+            irq: None,
+            back,
+            mapper: Mapper::new(domid)?,
+            pool: PagePool::new()?,
+            spare: Some(Memory::new()?),
+            starved: None,
+            held: List::new(),
+            broken: false,
+        };
+        Arc::pin_init(
+            pin_init!(Self {
+                context,
+                medium,
+                name,
+                disk,
+                done: DoneList::new(),
+                busy: Atomic::new(false),
+                event: Atomic::new(false),
+                stopping: Atomic::new(false),
+                drained <- Completion::new(),
+                state <- new_mutex!(state),
+                work <- new_work!("Ring::work"),
+                look_again <- new_work!("Ring::look_again"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    pub(crate) fn medium(&self) -> &Medium {
+        &self.medium
+    }
+
+    pub(crate) fn blocking_queue(&self) -> &OwnedQueue {
+        &self.context.blocking
+    }
+
+    /// Begins to serve requests. May sleep.
+    pub(crate) fn start(self: &Arc<Self>, irq: evtchn::Irq) {
+        self.state.lock().irq = Some(irq);
+        // The frontend may have sent requests before we listened.
+        self.schedule();
+    }
+
+    /// Takes no more requests, waits until those in flight are answered, and unmaps the ring. The
+    /// event channel must have been unbound before. May sleep, for as long as the storage takes.
+    pub(crate) fn shut_down(self: &Arc<Self>) {
+        self.stopping.store(true, Relaxed);
+        self.schedule();
+        self.drained.wait_for_completion();
+        flush_work(&self.look_again);
+        flush_work(&self.work);
+        self.state.lock().memory = None;
+    }
+
+    fn schedule(self: &Arc<Self>) {
+        // An error means that it is scheduled already.
+        let _ = self.context.rings.enqueue::<Arc<Self>, 0>(self.clone());
+    }
+
+    /// Takes a request whose I/O is done. Any context.
+    pub(crate) fn completed(self: &Arc<Self>, done: Done<Pending>) {
+        // The addition is fully ordered against the load, as the worker's store is against its look
+        // at the list: either it sees the request, or we see that it does not run.
+        self.done.push(done);
+        if !self.busy.load(Relaxed) {
+            self.schedule();
+        }
+    }
+
+    /// The worker.
+    fn serve(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.irq.is_none() && !self.stopping.load(Relaxed) {
+            // An event before the start, which will acknowledge it.
+            return;
+        }
+        self.busy.store(true, Relaxed);
+        let event = self.event.xchg(false, Full);
+        let mut spurious = true;
+        let mut look_at_held = true;
+        loop {
+            let answered = self.answer(&mut state, look_at_held);
+            look_at_held = false;
+            let taken = self.take(&mut state);
+            if taken {
+                spurious = false;
+            }
+            if answered || taken {
+                mem::cond_resched();
+                continue;
+            }
+            // Ask for an event, and look once more.
+            if self.more_requests(&mut state) {
+                continue;
+            }
+            // Fully ordered against the load, as is the addition to the list in `completed`.
+            self.busy.xchg(false, Full);
+            if self.done.is_empty() {
+                break;
+            }
+            self.busy.store(true, Relaxed);
+        }
+        if !state.held.is_empty() {
+            let _ = self
+                .context
+                .blocking
+                .enqueue::<Arc<Self>, 1>(self.clone());
+        }
+        if event {
+            if let Some(irq) = state.irq {
+                irq.eoi(spurious);
+            }
+        }
+        if self.stopping.load(Relaxed) && state.back.outstanding() == 0 {
+            self.drained.complete_all();
+        }
+    }
+
+    /// Unmaps and answers what is done. Whether there was anything.
+    fn answer(&self, state: &mut State, look_at_held: bool) -> bool {
+        let State {
+            memory: Some(memory),
+            irq,
+            back,
+            mapper,
+            pool,
+            spare,
+            held,
+            ..
+        } = state
+        else {
+            return false;
+        };
+        let mut done = List::new();
+        if look_at_held {
+            done.append(held);
+        } else if self.done.is_empty() {
+            return false;
+        }
+        self.done.take(&mut done);
+        if done.is_empty() {
+            return false;
+        }
+        mapper.unmap(pool, &mut done, held, |finished| {
+            back.put_response(memory, finished.data.response(finished.result));
+            *spare = Some(finished.memory);
+        });
+        if back.publish(memory) {
+            if let Some(irq) = irq {
+                irq.notify();
+            }
+        }
+        true
+    }
+
+    /// Takes requests from the ring and submits them. Whether there were any.
+    fn take(self: &Arc<Self>, state: &mut State) -> bool {
+        let stopping = self.stopping.load(Relaxed);
+        let State {
+            memory: Some(memory),
+            irq: Some(irq),
+            back,
+            mapper,
+            pool,
+            spare,
+            starved,
+            broken,
+            ..
+        } = state
+        else {
+            return false;
+        };
+        let mut staged = List::new();
+        let mut taken = 0;
+        let mut rejected = false;
+        while taken < BATCH {
+            let parsed = match starved.take() {
+                Some(parsed) => parsed,
+                None if stopping || *broken => break,
+                None => match back.next_request(memory) {
+                    Ok(None) => break,
+                    Ok(Some(slot)) => {
+                        taken = taken.saturating_add(1);
+                        match blkif::parse(back.abi(), &slot, &self.disk) {
+                            Ok(parsed) => parsed,
+                            Err(reject) => {
+                                if log::permitted() {
+                                    pr_warn!(
+                                        "{}: refused {}\n",
+                                        &*self.name,
+                                        format_args!("{reject}")
+                                    );
+                                }
+                                back.put_response(memory, reject.response());
+                                rejected = true;
+                                continue;
+                            }
+                        }
+                    }
+                    Err(err) => {
+                        pr_warn!(
+                            "{}: frontend provided bogus ring requests ({}), halting ring\n",
+                            &*self.name,
+                            format_args!("{err}")
+                        );
+                        *broken = true;
+                        break;
+                    }
+                },
+            };
+            // Besides this one.
+            let idle = back.outstanding() <= 1;
+            match self.stage(&parsed, spare, pool) {
+                Ok(request) => staged.push(request),
+                Err(_) if !idle && !stopping => {
+                    // A request in flight brings memory and pages when it is done.
+                    *starved = Some(parsed);
+                    break;
+                }
+                Err(err) => {
+                    pr_warn_ratelimited(&self.name, err);
+                    back.put_response(memory, parsed.response(Status::Error));
+                    rejected = true;
+                }
+            }
+        }
+        if !staged.is_empty() {
+            bdev::plugged(|| {
+                mapper.map(&mut staged, |request| match request {
+                    Ok(mapped) => self.medium.submit(mapped, &self.context.blocking, &self.name),
+                    Err(done) => self.completed(done),
+                })
+            });
+        }
+        if rejected && back.publish(memory) {
+            irq.notify();
+        }
+        taken > 0
+    }
+
+    /// Puts a request together, in the spare memory or in new.
+    fn stage(
+        self: &Arc<Self>,
+        parsed: &Parsed,
+        spare: &mut Option<Memory<Pending>>,
+        pool: &mut PagePool,
+    ) -> Result<Staged<Pending>> {
+        let memory = match spare.take() {
+            Some(memory) => memory,
+            None => Memory::new()?,
+        };
+        let segments = match &parsed.command {
+            Request::Read(transfer) | Request::Write(transfer) => transfer.segments(),
+            Request::Flush(Some(transfer)) => transfer.segments(),
+            Request::Flush(None) => &[],
+        };
+        let pending = Pending::new(self.clone(), parsed);
+        let direction = pending.direction();
+        Staged::new(
+            memory,
+            pending,
+            direction,
+            segments
+                .iter()
+                .map(|segment| (segment.gref(), segment.offset(), segment.len())),
+            pool,
+        )
+        .map_err(|(err, memory, _)| {
+            *spare = Some(memory);
+            err
+        })
+    }
+
+    /// Asks the frontend for an event at its next request. Whether there is one already.
+    fn more_requests(&self, state: &mut State) -> bool {
+        let State {
+            memory: Some(memory),
+            irq: Some(_),
+            back,
+            broken: false,
+            starved: None,
+            ..
+        } = state
+        else {
+            return false;
+        };
+        if self.stopping.load(Relaxed) {
+            return false;
+        }
+        // A broken ring is found, and reported, by the next attempt to take a request from it.
+        back.final_check(memory).unwrap_or(true)
+    }
+}
+
+/// A failure to find memory is no fault of the guest, but it can make it happen often.
+fn pr_warn_ratelimited(name: &CStr, err: Error) {
+    if log::permitted() {
+        pr_warn!("{}: no memory for a request: {:?}\n", name, err);
+    }
+}
+
+impl WorkItem for Ring {
+    type Pointer = Arc<Ring>;
+
+    fn run(this: Arc<Ring>) {
+        mem::with_noio(|| this.serve());
+    }
+}
+
+impl WorkItem<1> for Ring {
+    type Pointer = Arc<Ring>;
+
+    fn run(this: Arc<Ring>) {
+        kernel::time::delay::fsleep(HELD_PAUSE);
+        this.schedule();
+    }
+}
+
+impl evtchn::Handler for Ring {
+    fn event(this: &Arc<Self>) {
+        this.event.store(true, Relaxed);
+        this.schedule();
+    }
+}

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The life of one disk, from its directory in xenstore to the end of it.
+//!
+//! All that happens to a disk happens in its control work item: opening, connecting, draining,
+//! closing. The callbacks of the xenbus only say that there is something new. They share one thread
+//! with all Xen devices of the machine, which must not wait for one disk's storage; only removal
+//! waits, because it has to be over when it returns.
+//!
+//! Owns the medium and the connection. Lock order: [`Vbd::inner`], then that of the files in use, or
+//! that of a ring.
+
+#![forbid(unsafe_code)]
+
+use blkif::Disk;
+use kernel::{
+    impl_has_work,
+    new_mutex,
+    new_work,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    },
+};
+use xen_bindings::{
+    xenbus::{
+        Device,
+        InXenwatch,
+        State,
+        Watcher, //
+    },
+    xenstore::{
+        self,
+        Transaction, //
+    },
+};
+
+use crate::{
+    connection::Connection,
+    driver::Context,
+    handover::{
+        self,
+        Handover, //
+    },
+    medium::{
+        DiskMode,
+        FileMedium,
+        Medium, //
+    },
+};
+
+/// Bits of the node `info` (`VDISK_*`, xen/include/public/io/blkif.h).
+const VDISK_CDROM: u32 = 1;
+const VDISK_REMOVABLE: u32 = 2;
+const VDISK_READONLY: u32 = 4;
+
+/// A disk of a guest.
+#[pin_data]
+pub(crate) struct Vbd {
+    context: Arc<Context>,
+    dev: Device,
+    /// Directory of the frontend.
+    frontend: CString,
+    /// The state that the frontend was last seen in.
+    frontend_state: Atomic<u32>,
+    /// Everything is torn down, and the toolstack wants the device gone.
+    unregister: Atomic<bool>,
+    #[pin]
+    inner: Mutex<Inner>,
+    #[pin]
+    control: Work<Vbd>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Vbd { self.control }
+}
+
+struct Inner {
+    source: Source,
+    /// Dropped before the medium it uses.
+    connection: Option<Connection>,
+    writable: bool,
+}
+
+/// How far the disk has come to its medium.
+enum Source {
+    /// Nothing has been looked at yet.
+    New,
+    /// A file has been opened; the toolstack has to say that it is ready.
+    File(FileMedium),
+    /// The toolstack's script has to name a block device.
+    Script,
+    /// There will never be a medium: whoever asked for it has been told why.
+    Failed,
+    Open(Arc<Medium>),
+    /// The device is being removed; nothing may happen any more.
+    Removed,
+}
+
+impl Vbd {
+    pub(crate) fn new(context: Arc<Context>, dev: Device, frontend: &CStr) -> Result<Arc<Self>> {
+        let frontend = CString::try_from(frontend)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                context,
+                dev,
+                frontend,
+                frontend_state: Atomic::new(State::Initialising as u32),
+                unregister: Atomic::new(false),
+                inner <- new_mutex!(Inner {
+                    source: Source::New,
+                    connection: None,
+                    writable: false,
+                }),
+                control <- new_work!("Vbd::control"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.dev
+    }
+
+    fn name(&self) -> &CStr {
+        self.dev.nodename()
+    }
+
+    /// Has the control work item run. Any context.
+    pub(crate) fn schedule(self: &Arc<Self>) {
+        // An error means that it is scheduled already.
+        let _ = self.context.control.enqueue::<Arc<Self>, 0>(self.clone());
+    }
+
+    /// The frontend is in another state. Does not wait for anything.
+    pub(crate) fn frontend_changed(self: &Arc<Self>, state: State) {
+        self.frontend_state.store(state as u32, Relaxed);
+        self.schedule();
+    }
+
+    /// Tears everything down. May sleep, for as long as requests are in flight.
+    pub(crate) fn remove(&self) {
+        let mut inner = self.inner.lock();
+        inner.connection = None;
+        inner.source = Source::Removed;
+    }
+
+    /// The control work item: does whatever can be done now.
+    fn advance(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        if let Source::New = inner.source {
+            inner.source = self.take_over();
+            self.dev.switch_state(State::InitWait);
+        }
+        self.open(&mut inner);
+        if !matches!(inner.source, Source::Removed) {
+            self.follow_frontend(&mut inner);
+        }
+    }
+
+    /// Looks at what the toolstack wants.
+    fn take_over(&self) -> Source {
+        match handover::take(&self.context, self.name(), self.dev.otherend_id()) {
+            Ok(Handover::Script) => Source::Script,
+            Ok(Handover::File(medium)) => Source::File(medium),
+            Ok(Handover::Refused) => Source::Failed,
+            Err(err) => {
+                self.dev.fatal(err, c"reading the backend directory");
+                Source::Failed
+            }
+        }
+    }
+
+    /// Gets the medium, as soon as the toolstack has done its part.
+    fn open(&self, inner: &mut Inner) {
+        let source = core::mem::replace(&mut inner.source, Source::Failed);
+        inner.source = match source {
+            Source::File(medium) => {
+                if self.toolstack_ready() {
+                    inner.writable = self.mode().is_ok_and(|mode| mode.writable);
+                    match Arc::new(Medium::File(medium), GFP_KERNEL) {
+                        Ok(medium) => Source::Open(medium),
+                        Err(_) => {
+                            self.dev.fatal(ENOMEM, c"opening a file");
+                            Source::Failed
+                        }
+                    }
+                } else {
+                    Source::File(medium)
+                }
+            }
+            Source::Script => match self.open_device(inner) {
+                Ok(None) => Source::Script,
+                Ok(Some(medium)) => Source::Open(medium),
+                Err(_) => Source::Failed,
+            },
+            source => source,
+        };
+    }
+
+    /// Has the hotplug helper run?
+    fn toolstack_ready(&self) -> bool {
+        xenstore::read(self.name(), c"hotplug-status")
+            .is_ok_and(|status| status.as_bytes() == b"connected")
+    }
+
+    fn mode(&self) -> Result<DiskMode> {
+        let mode = xenstore::read(self.name(), c"mode").inspect_err(|err| {
+            self.dev.fatal(*err, c"reading mode");
+        })?;
+        Ok(DiskMode::from_node(mode.as_bytes()))
+    }
+
+    /// Opens the block device that a script has named, if it has. Errors have been reported.
+    fn open_device(&self, inner: &mut Inner) -> Result<Option<Arc<Medium>>> {
+        let fatal = |err: Error, what: &CStr| {
+            self.dev.fatal(err, what);
+            err
+        };
+        let Some(node) = xenstore::read_optional(self.name(), c"physical-device")
+            .map_err(|err| fatal(err, c"reading physical-device"))?
+        else {
+            return Ok(None);
+        };
+        let (major, minor) = device_numbers(node.as_bytes())
+            .map_err(|err| fatal(err, c"physical-device is not of the form major:minor"))?;
+        let mode = self.mode()?;
+        inner.writable = mode.writable;
+        let medium = Medium::open_device(major, minor, mode).map_err(|err| {
+            let access = if mode.writable { "writing" } else { "reading" };
+            let hint = if err == EBUSY {
+                ", which is mounted or otherwise claimed in this domain"
+            } else {
+                ""
+            };
+            match CString::try_from_fmt(fmt!(
+                "opening block device {major:x}:{minor:x} for {access}{hint}"
+            )) {
+                Ok(what) => fatal(err, &what),
+                Err(_) => fatal(err, c"opening a block device"),
+            }
+        })?;
+        Ok(Some(
+            Arc::new(medium, GFP_KERNEL).map_err(|_| fatal(ENOMEM, c"opening a block device"))?,
+        ))
+    }
+
+    /// Does what the state of the frontend asks for.
+    fn follow_frontend(self: &Arc<Self>, inner: &mut Inner) {
+        match State::from_number(self.frontend_state.load(Relaxed)) {
+            State::Initialising => match self.dev.state() {
+                State::InitWait | State::Initialising => {}
+                State::Closed | State::Closing | State::Connected => {
+                    // A new kernel in the guest, or a new driver.
+                    inner.connection = None;
+                    pr_info!("{}: prepare for reconnect\n", self.name());
+                    self.dev.switch_state(State::InitWait);
+                }
+                _ => {}
+            },
+            State::InitWait => {}
+            State::Initialised | State::Connected => {
+                if self.dev.state() != State::Connected {
+                    self.connect(inner);
+                }
+            }
+            State::Closing => self.dev.switch_state(State::Closing),
+            State::Closed => {
+                inner.connection = None;
+                if self.dev.is_online() {
+                    self.dev.switch_state(State::Closed);
+                } else {
+                    self.leave(inner);
+                }
+            }
+            State::Unknown => {
+                inner.connection = None;
+                self.leave(inner);
+            }
+            State::Reconfiguring | State::Reconfigured | State::Invalid => {
+                self.dev
+                    .fatal(EINVAL, c"the frontend is in a state that it cannot be in");
+            }
+        }
+    }
+
+    /// Sets a connection up, and publishes what the frontend needs to know.
+    fn connect(&self, inner: &mut Inner) {
+        // One that was there has a ring that the frontend has given up.
+        inner.connection = None;
+        let Source::Open(medium) = &inner.source else {
+            return;
+        };
+        let disk = Disk {
+            sectors: medium.sectors(),
+            logical_block_size: medium.logical_block_size(),
+            readonly: !inner.writable,
+            flush: medium.has_write_cache(),
+        };
+        let connection =
+            match Connection::new(&self.context, medium, disk, &self.dev, &self.frontend) {
+                Ok(connection) => connection,
+                Err(refusal) => {
+                    self.dev.fatal(refusal.error, &refusal.what);
+                    return;
+                }
+            };
+        if let Err(err) = self.publish(medium, &disk) {
+            self.dev.fatal(err, c"writing the properties of the disk");
+            return;
+        }
+        self.dev.switch_state(State::Connected);
+        connection.start();
+        pr_info!(
+            "{}: using 1 queues, protocol {}, {} sectors, {}\n",
+            self.name(),
+            connection.abi().name(),
+            disk.sectors,
+            if disk.readonly {
+                "read-only"
+            } else {
+                "writable"
+            },
+        );
+        inner.connection = Some(connection);
+    }
+
+    fn publish(&self, medium: &Medium, disk: &Disk) -> Result {
+        let cdrom = medium.is_cdrom()
+            || xenstore::read(&self.frontend, c"device-type")
+                .is_ok_and(|kind| kind.as_bytes() == b"cdrom");
+        let mut info = 0;
+        for (set, bit) in [
+            (cdrom, VDISK_CDROM),
+            (medium.is_removable(), VDISK_REMOVABLE),
+            (disk.readonly, VDISK_READONLY),
+        ] {
+            if set {
+                info |= bit;
+            }
+        }
+        let name = self.name();
+        Transaction::run(|xbt| {
+            xbt.write(name, c"feature-flush-cache", fmt!("{}", u8::from(disk.flush)))?;
+            xbt.write(name, c"sectors", fmt!("{}", disk.sectors))?;
+            xbt.write(name, c"info", fmt!("{}", info))?;
+            xbt.write(name, c"sector-size", fmt!("{}", disk.logical_block_size))?;
+            xbt.write(
+                name,
+                c"physical-sector-size",
+                fmt!("{}", medium.physical_block_size()),
+            )
+        })
+    }
+
+    /// The disk is closed and nobody wants it any more: publishes that, and has the device removed.
+    fn leave(&self, inner: &mut Inner) {
+        inner.source = Source::Removed;
+        self.unregister.store(true, Relaxed);
+        // Devices are unregistered in the xenwatch thread. Writing the state brings us there: the
+        // watch of our directory fires, even if the value is the one that was there.
+        if self.dev.state() == State::Closed {
+            let closed = State::Closed as u32;
+            // Without the directory, the xenbus removes the device by itself.
+            let _ = xenstore::write(self.name(), c"state", fmt!("{}", closed));
+        } else {
+            self.dev.switch_state(State::Closed);
+        }
+    }
+}
+
+/// Reads `major:minor`, both hexadecimal.
+fn device_numbers(node: &[u8]) -> Result<(u32, u32)> {
+    let mut parts = node.splitn(2, |byte| *byte == b':');
+    let (Some(major), Some(minor)) = (parts.next(), parts.next()) else {
+        return Err(EINVAL);
+    };
+    Ok((
+        xenstore::parse_number(major, 16)?,
+        xenstore::parse_number(minor, 16)?,
+    ))
+}
+
+impl WorkItem for Vbd {
+    type Pointer = Arc<Vbd>;
+
+    fn run(this: Arc<Vbd>) {
+        this.advance();
+    }
+}
+
+impl Watcher for Vbd {
+    fn changed(this: Arc<Self>, path: &[u8], ctx: &InXenwatch) {
+        match path.rsplit(|byte| *byte == b'/').next() {
+            Some(b"state") => {
+                if this.unregister.xchg(false, Relaxed) {
+                    ctx.unregister(&this.dev);
+                }
+            }
+            Some(b"physical-device" | b"hotplug-status") => this.schedule(),
+            _ => {}
+        }
+    }
+}

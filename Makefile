@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0
+# The front door of the build: every target is a call of scripts/xb.py, where the logic is. Kbuild describes the module.
+
+KVER ?=
+KDIR ?=
+DESTDIR ?=
+prefix ?=
+export KVER KDIR XB_MIRROR
+XB := python3 scripts/xb.py
+
+.PHONY: module kernel check check-host check-nested check-build-all fmt demo install uninstall clean distclean help
+
+module: ## build the module for KVER (the default target): build/module/KVER/xen-blkback-rs.ko
+	@$(XB) module
+
+kernel: ## only prepare the kernel tree of KVER: build/kernel/KVER
+	@$(XB) kernel
+
+check: ## run all checks and tests; the last line says how many passed and failed
+	@$(XB) check
+
+check-host: ## only the static checks and the protocol crate's tests
+	@$(XB) check --host
+
+check-nested: ## only the tests that run in dom0 under an emulated Xen
+	@$(XB) check --nested
+
+check-build-all: module ## build against the newest kernel of another series too
+	@$(XB) check-second
+
+fmt: ## format the Rust sources by the kernel's configuration
+	@$(XB) fmt
+
+demo: ## boot Xen and a stock dom0 under QEMU and show guests on the module's disks
+	@$(XB) demo
+
+install: ## install module, modprobe.d file and hotplug helper for KVER below DESTDIR
+	@$(XB) install --dest '$(DESTDIR)$(or $(prefix),/)'
+
+uninstall: ## remove what install put there
+	@$(XB) uninstall --dest '$(DESTDIR)$(or $(prefix),/)'
+
+clean: ## remove the module's build output
+	@$(XB) clean
+
+distclean: ## remove everything that was built (build/)
+	@$(XB) distclean
+
+help: ## this list
+	@echo 'make [TARGET] [KVER=release | KDIR=prepared kernel tree]'; echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 20
+	@echo; echo 'KVER: a Debian 13 (backports) kernel; default: what linux-image-amd64 of backports is, or on Debian 13'
+	@echo '      the running one. `scripts/xb.py list` shows all, `scripts/xb.py kver` the default.'
+	@echo 'XB_MIRROR: the package archive (http://deb.debian.org/debian). XB_JOBS: parallel jobs (all cores).'

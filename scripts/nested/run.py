@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""Runs the nested-Xen tests: boots Xen and a stock dom0 under QEMU and runs tests/nested/tests/*.py inside dom0.
+
+    run.py                         all tests on the Rust backend
+    run.py --backend loop NAME...  some tests on the in-tree backend with loop devices
+    run.py --shell                 a shell in dom0 on this terminal
+    run.py --exec 'xl info'        one command in dom0
+
+One boot serves many tests. After a failure the machine is booted anew, so that one test cannot spoil the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import image  # noqa: E402
+from vm import TESTS, Dead, Machine, module_files  # noqa: E402
+from xb.common import Fail, read_json, say, write_json  # noqa: E402
+
+BACKENDS = ("rs", "loop", "qdisk")
+TIMES = image.NESTED / "times.json"
+GRACE = 45  # seconds that dom0 has to report a test that ran out of time
+
+
+@dataclass
+class Test:
+    """What a test file says about itself, read without running it."""
+    name: str
+    purpose: str
+    backends: tuple[str, ...]
+    timeout: float
+    estimate: float
+
+
+@dataclass
+class Outcome:
+    name: str
+    result: str
+    reason: str = ""
+    seconds: float = 0.0
+    log: list[str] = field(default_factory=list)
+    dmesg: list[str] = field(default_factory=list)
+    xl: dict[str, str] = field(default_factory=dict)
+
+
+def find_tests() -> dict[str, Test]:
+    found = {}
+    for path in sorted((TESTS / "tests").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body
+                  if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE")}
+        found[path.stem] = Test(path.stem, (ast.get_docstring(tree) or "").strip(), values["BACKENDS"], values["TIMEOUT"],
+                                values.get("ESTIMATE", 20))
+    return found
+
+
+class Runner:
+    """Shares the tests out among machines, prints each result as it comes."""
+
+    def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int) -> None:
+        self.image = image.ensure(kver)
+        self.kver, self.backend, self.verbose, self.cpus = kver, backend, verbose, cpus
+        self.files = module_files(kver, backend)
+        times = read_json(TIMES).get(backend, {})
+        self.queue = sorted(tests, key=lambda test: -times.get(test.name, test.estimate))
+        self.jobs = max(1, min(jobs, len(tests)))
+        self.lock = threading.Lock()
+        self.outcomes: list[Outcome] = []
+        self.stop = False
+        self.machines: list[Machine] = []
+
+    def run(self) -> list[Outcome]:
+        workers = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(self.jobs)]
+        try:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                while worker.is_alive():
+                    worker.join(0.5)
+        finally:
+            self.stop = True
+            for machine in self.machines:
+                machine.kill()
+            for worker in workers:
+                worker.join(5)
+            for machine in self.machines:
+                machine.remove()
+        times = read_json(TIMES)
+        times.setdefault(self.backend, {}).update({o.name: round(o.seconds, 1) for o in self.outcomes if o.result == "ok"})
+        write_json(TIMES, times)
+        return self.outcomes
+
+    def _work(self, number: int) -> None:
+        machine = Machine(self.image, self.files, cpus=self.cpus)
+        self.machines.append(machine)
+        up = False
+        while not self.stop:
+            with self.lock:
+                if not self.queue:
+                    return
+                test = self.queue.pop(0)
+            start = time.monotonic()
+            outcome = Outcome(test.name, "fail")
+            try:
+                if not up:
+                    self._boot(machine, number)
+                    up = True
+                start = time.monotonic()
+                self._one(machine, test, outcome)
+            except Dead as dead:
+                reason, _, console = str(dead).partition("\n")
+                outcome.result, outcome.reason = "fail", reason
+                outcome.log += ["--- console of dom0", *console.splitlines()]
+            except Exception as error:  # a bug of ours must not look like a pass
+                outcome.result, outcome.reason = "fail", f"runner: {type(error).__name__}: {error}"
+            outcome.seconds = time.monotonic() - start
+            if self.stop:
+                return
+            if outcome.result == "fail":
+                machine.kill()
+                up = False
+            self._report(outcome)
+
+    def _boot(self, machine: Machine, number: int) -> None:
+        start = time.monotonic()
+        release = machine.boot()
+        if release != self.kver:
+            raise Dead(f"dom0 runs {release}, not {self.kver}")
+        with self.lock:
+            say(f"machine {number + 1}: Xen and {release} up after {time.monotonic() - start:.1f} s")
+
+    def _one(self, machine: Machine, test: Test, outcome: Outcome) -> None:
+        state: dict[str, Any] | None = None
+        while True:
+            machine.send(run=test.name, backend=self.backend, timeout=test.timeout, state=state)
+            for message in machine.messages(test.timeout + GRACE):
+                if "log" in message:
+                    outcome.log.append(message["log"])
+                    if self.verbose:
+                        with self.lock:
+                            print(f"    {test.name}: {message['log']}", flush=True)
+            outcome.result, outcome.reason = message["result"], message.get("reason", "")
+            outcome.dmesg, outcome.xl = message.get("dmesg", []), message.get("xl", {})
+            if outcome.result != "powercut":
+                return
+            machine.kill()
+            state = message["state"]
+            machine.boot()
+
+    def _report(self, outcome: Outcome) -> None:
+        with self.lock:
+            self.outcomes.append(outcome)
+            word = {"ok": "ok  ", "skip": "skip", "fail": "FAIL"}[outcome.result]
+            reason = f": {outcome.reason}" if outcome.reason else ""
+            print(f"{word} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
+            if outcome.result == "fail":
+                if not self.verbose:
+                    section("test log", outcome.log[-60:])
+                section("dom0's kernel log", outcome.dmesg[-60:])
+                for path, text in outcome.xl.items():
+                    section(path, text.splitlines()[-15:])
+
+
+def section(title: str, lines: list[str]) -> None:
+    if lines:
+        print(f"     -- {title}")
+        print("\n".join(f"     | {line}" for line in lines), flush=True)
+
+
+def default_kver() -> str:
+    """The one prepared kernel, or the newest built module's."""
+    ready = sorted(path.parent.parent.name for path in image.KERNELS.glob("*/modules/modules.dep"))
+    if not ready:
+        raise Fail("no kernel is prepared: run `make` first")
+    return ready[0]
+
+
+def shell(kver: str, backend: str) -> int:
+    """dom0's console on this terminal; Ctrl-A X ends QEMU."""
+    machine = Machine(image.ensure(kver), module_files(kver, backend), kernel="xb.shell=1")
+    try:
+        import subprocess
+        return subprocess.run(machine.command(None)).returncode
+    finally:
+        machine.remove()
+
+
+def execute(kver: str, backend: str, command: str) -> int:
+    with Machine(image.ensure(kver), module_files(kver, backend)) as machine:
+        machine.boot()
+        for message in machine.execute(command):
+            if "log" in message:
+                print(message["log"], flush=True)
+        return message.get("exit") if message.get("exit") is not None else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tests", nargs="*", metavar="TEST")
+    parser.add_argument("--kver", help="kernel release of dom0 and guests (default: the one that is prepared)")
+    parser.add_argument("--backend", choices=BACKENDS, default="rs")
+    parser.add_argument("--jobs", type=int, default=2, help="machines at a time")
+    parser.add_argument("--cpus", type=int, default=2, help="processors of a machine")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
+    parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
+    parser.add_argument("--repeat", type=int, default=1, help="run each test so often")
+    parser.add_argument("--verbose", "-v", action="store_true", help="show the tests' logs as they run")
+    parser.add_argument("--shell", action="store_true")
+    parser.add_argument("--exec", metavar="COMMAND")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    tests = find_tests()
+    if options.list:
+        for test in tests.values():
+            print(f"{test.name:22} {'/'.join(test.backends):14} {test.purpose.splitlines()[0]}")
+        return 0
+    unknown = sorted(set(options.tests) - set(tests))
+    if unknown:
+        raise Fail(f"no test {' '.join(unknown)}; --list names them")
+    kver = options.kver or os.environ.get("KVER") or default_kver()
+    if options.shell:
+        return shell(kver, options.backend)
+    if options.exec:
+        return execute(kver, options.backend, options.exec)
+
+    chosen = [tests[name] for name in options.tests] if options.tests else list(tests.values())
+    chosen = [test for test in chosen if options.backend in test.backends]
+    if not chosen:
+        raise Fail(f"none of these tests applies to {options.backend}")
+    start = time.monotonic()
+    outcomes = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus).run()
+    if options.json:
+        write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})
+    count = {word: sum(o.result == word for o in outcomes) for word in ("ok", "skip", "fail")}
+    failed = sorted(o.name for o in outcomes if o.result == "fail")
+    missing = len(chosen) * options.repeat - len(outcomes)
+    print(f"\nnested {kver} {options.backend}: {count['ok']} ok, {count['skip']} skipped, {count['fail']} failed"
+          f" in {time.monotonic() - start:.0f} s" + (f"; failed: {' '.join(failed)}" if failed else "")
+          + (f"; {missing} did not run" if missing else ""), flush=True)
+    return 1 if failed or missing else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Fail as error:
+        print(f"xb: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

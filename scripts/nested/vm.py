@@ -1,0 +1,204 @@
+"""One emulated machine with Xen and dom0: its QEMU process, its drives, and the line to the agent inside."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from image import NESTED, TOP, Image
+from xb.common import BUILD, Fail
+
+ROOT = BUILD / "root"
+TESTS = TOP / "tests/nested"
+DIST = TOP / "scripts/dist"
+MEMORY, DOM0_MEMORY = 2304, 1152
+# The scratch drives by serial number, in MiB: sparse files on the host.
+DRIVES = {"xb-ext4": 1024, "xb-xfs": 1024, "xb-btrfs": 1024, "xb-bdev": 1024}
+BOOT_SECONDS = 120
+
+
+class Dead(Exception):
+    """The machine ended, or says nothing any more."""
+
+
+def qemu(root: Path = ROOT) -> list[str]:
+    """QEMU from the build root, run on any host by the root's own loader; or the host's own, when there is no root."""
+    binary = root / "usr/bin/qemu-system-x86_64"
+    if not binary.exists():
+        found = shutil.which("qemu-system-x86_64")
+        if not found:
+            raise Fail("no QEMU: run `make` first, it makes the build root")
+        return [found]
+    return [str(root / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(root / "usr/lib/x86_64-linux-gnu"),
+            str(binary), "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
+
+
+def module_files(kver: str, backend: str) -> list[tuple[Path, str, int]]:
+    """What an installed xen-blkback-rs consists of: (source, path in dom0, mode)."""
+    if backend != "rs":
+        return []
+    module = BUILD / "module" / kver / "xen-blkback-rs.ko"
+    if not module.exists():
+        raise Fail(f"no {module.relative_to(TOP)}: run `make KVER={kver}` first, or choose --backend loop or qdisk")
+    files = [(module, f"usr/lib/modules/{kver}/updates/xen-blkback-rs.ko", 0o644)]
+    for name, target, mode in (("xen-blkback-rs.conf", "etc/modprobe.d/xen-blkback-rs.conf", 0o644),
+                               ("block-rs", "etc/xen/scripts/block-rs", 0o755)):
+        if (DIST / name).exists():
+            files.append((DIST / name, target, mode))
+    return files
+
+
+def tar_drive(target: Path, files: list[tuple[Path, str, int]]) -> None:
+    """The drive that every boot unpacks over dom0's root: agent, library, tests and the module, as they are now."""
+    def root_owned(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        info.uid = info.gid = 0
+        info.uname = info.gname = "root"
+        return None if "__pycache__" in info.name else info
+
+    with tarfile.open(target, "w") as tar:
+        for name in ("dom0", "lib", "tests"):
+            tar.add(TESTS / name, f"opt/xb/{name}", filter=root_owned)
+        for source, path, mode in files:
+            info = tarfile.TarInfo(path)
+            data = source.read_bytes()
+            info.size, info.mode = len(data), mode
+            tar.addfile(info, io.BytesIO(data))
+    with target.open("ab") as file:
+        file.write(b"\0" * (-file.tell() % 4096))
+
+
+class Machine:
+    """A machine whose drives outlive its power: boot() after kill() is what a power cut is."""
+
+    def __init__(self, image: Image, files: list[tuple[Path, str, int]], *, cpus: int = 2, xen: str = "", kernel: str = "") -> None:
+        self.image = image
+        self.cpus, self.xen, self.kernel = cpus, xen, kernel
+        runs = NESTED / "run"
+        runs.mkdir(parents=True, exist_ok=True)
+        _sweep(runs)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=runs))
+        tar_drive(self.directory / "tar", files)
+        for name, megabytes in DRIVES.items():
+            with (self.directory / name).open("wb") as file:
+                file.truncate(megabytes << 20)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.line: socket.socket | None = None
+        self.buffer = b""
+        self.console = self.directory / "console.log"
+
+    def command(self, agent: int | None) -> list[str]:
+        """The whole command line. cache=unsafe: what dom0 has sent to a drive survives our SIGKILL in the host's
+        page cache, what it still holds itself does not; so a power cut means what it should."""
+        image = self.image
+        xen = f"com1=115200,8n1 console=com1 dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M loglvl=all guest_loglvl=all " \
+              f"noreboot watchdog=0 {self.xen}"
+        kernel = f"console=hvc0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on {self.kernel}"
+        argv = [*qemu(), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self.cpus), "-m", str(MEMORY), "-nodefaults",
+                "-display", "none", "-no-reboot", "-kernel", str(image.xen), "-append", xen,
+                "-initrd", f"{image.kernel} {kernel},{image.initramfs}"]
+        drives = [(image.root, "xb-root", ",snapshot=on"), (self.directory / "tar", "xb-tar", "")]
+        drives += [(self.directory / name, name, ",discard=unmap") for name in DRIVES]
+        for number, (path, serial, more) in enumerate(drives):
+            argv += ["-drive", f"file={path},format=raw,if=none,id=d{number},cache=unsafe,aio=threads{more}",
+                     "-device", f"virtio-blk-pci,drive=d{number},serial={serial}"]
+        if agent is None:
+            return [*argv, "-serial", "mon:stdio"]
+        return [*argv, "-serial", f"file:{self.console}", "-device", "virtio-serial-pci",
+                "-chardev", f"socket,id=agent,fd={agent}", "-device", "virtserialport,chardev=agent,name=xb.agent"]
+
+    def boot(self) -> str:
+        """Switches on, waits for dom0's agent, returns the kernel release that it reports."""
+        ours, theirs = socket.socketpair()
+        self.buffer = b""
+        with theirs:
+            # setpriv: QEMU must not outlive us, however we end.
+            self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *self.command(theirs.fileno())],
+                                            stdin=subprocess.DEVNULL, stdout=(self.directory / "qemu.log").open("ab"),
+                                            stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()],
+                                            env=os.environ | {"TMPDIR": str(self.directory)})
+        self.line = ours
+        return self.receive(BOOT_SECONDS)["ready"]
+
+    def send(self, **message: Any) -> None:
+        assert self.line
+        try:
+            self.line.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            raise Dead(f"the machine is gone\n{self.tail()}") from None
+
+    def receive(self, timeout: float) -> dict[str, Any]:
+        """The next message from dom0."""
+        assert self.line and self.process
+        end = time.monotonic() + timeout
+        while b"\n" not in self.buffer:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise Dead(f"dom0 says nothing for {timeout:.0f} s\n{self.tail()}")
+            if select.select([self.line], [], [], min(left, 1))[0]:
+                try:
+                    data = self.line.recv(65536)
+                except OSError:
+                    data = b""
+                if not data:
+                    raise Dead(f"the machine ended\n{self.tail()}")
+                self.buffer += data
+            elif self.process.poll() is not None:
+                raise Dead(f"QEMU ended with {self.process.returncode}\n{self.tail()}")
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def messages(self, timeout: float) -> Iterator[dict[str, Any]]:
+        """Messages until the one that ends a request; TIMEOUT is for the whole request."""
+        end = time.monotonic() + timeout
+        while True:
+            message = self.receive(max(end - time.monotonic(), 0.1))
+            yield message
+            if "result" in message or "exit" in message:
+                return
+
+    def execute(self, command: str, timeout: float = 3600) -> Iterator[dict[str, Any]]:
+        self.send(**{"exec": command, "timeout": timeout})
+        return self.messages(timeout + 30)
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the serial console: Xen's and dom0's last words."""
+        text = "".join(path.read_text(errors="replace") for path in (self.directory / "qemu.log", self.console) if path.exists())
+        return "\n".join(line.rstrip() for line in text.splitlines()[-lines:])
+
+    def kill(self) -> None:
+        """A power cut."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+        if self.line:
+            self.line.close()
+        self.process = self.line = None
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def _sweep(runs: Path) -> None:
+    """Removes what a run that was killed has left behind."""
+    for path in runs.iterdir():
+        pid = path.name.partition("-")[0]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)

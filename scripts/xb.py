@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Entry program of the build: what `make` calls. `make help` describes the targets, `xb.py --help` what is below them.
+
+Other scripts of the project use the functions of the package xb instead: `from xb import buildroot, kernel, module`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+
+from xb import archive, buildroot, checks, kernel, module, runner  # noqa: E402
+from xb.common import BUILD, TOP, Fail, remove, say  # noqa: E402
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/xb.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, text: str, kernel_choice: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        if kernel_choice:
+            command.add_argument("--kver", default=os.environ.get("KVER"), help="kernel release (default: see `kver`)")
+            command.add_argument("--kdir", default=os.environ.get("KDIR"), help="prepared kernel tree to use as it is")
+        return command
+
+    add("module", "build the module")
+    add("kernel", "prepare the kernel tree and unpack the stock kernel")
+    add("kver", "print the release that is built for by default", False)
+    add("list", "print the kernel releases in the archive", False)
+    add("root", "make the build root", False)
+    command = add("run", "run a command inside the build root, in the current directory", False)
+    command.add_argument("--bind", action="append", default=[], metavar="DIR", help="make DIR visible there too")
+    command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD")
+    command = add("check", "run checks and tests")
+    command.add_argument("--host", action="store_true", help="only what needs no emulated machine")
+    command.add_argument("--nested", action="store_true", help="only what runs inside Xen")
+    command.add_argument("names", nargs="*", metavar="NAME",
+                         help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}")
+    add("fmt", "format the Rust sources by the kernel's configuration")
+    add("check-second", "build against the newest kernel of another series too")
+    add("demo", "build, boot Xen and show guests on the module's disks")
+    for name in ("install", "uninstall"):
+        add(name, f"{name} module, modprobe.d file and hotplug helper").add_argument("--dest", type=Path, default=Path("/"))
+    add("clean", "remove the module's build output", False)
+    add("distclean", "remove everything that was built", False)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    match options.command:
+        case "module":
+            to = module.target(options.kver, options.kdir)
+            if not module.build(to):
+                say(f"{to.ko.relative_to(TOP)} is up to date")
+        case "kernel":
+            kernel.ensure(options.kver or archive.default_kver())
+        case "kver":
+            print(archive.default_kver())
+        case "list":
+            print("\n".join(release.kver for release in archive.releases()))
+        case "root":
+            buildroot.ensure()
+        case "run":
+            argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+            return buildroot.run(argv or ["bash"], cwd=Path.cwd(), binds=[*options.bind, Path.cwd()], check=False).returncode
+        case "check":
+            return check(options)
+        case "fmt":
+            checks.rustfmt(module.target(options.kver, options.kdir), write=True)
+        case "check-second":
+            to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
+            module.build(to)
+        case "demo":
+            to = module.target(options.kver, options.kdir)
+            module.build(to)
+            return subprocess.run([sys.executable, str(TOP / "scripts/nested/demo.py"), "--kver", to.release]).returncode
+        case "install":
+            to = module.target(options.kver, options.kdir)
+            module.build(to)
+            module.install(to.release, options.dest, to.ko)
+        case "uninstall":
+            module.install(options.kver or archive.default_kver(), options.dest, None)
+        case "clean":
+            remove(BUILD / "module")
+            remove(BUILD / "clippy")
+        case "distclean":
+            remove(BUILD)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """All checks and tests unless options narrow them; a kernel tree that cannot be prepared fails all of them at once."""
+    started = time.monotonic()
+    both = options.host == options.nested
+    try:
+        to = module.target(options.kver, options.kdir)
+    except Fail as error:
+        print(f"FAIL kernel: {error}", flush=True)
+        return runner.finish([runner.Result("kernel", False, time.monotonic() - started, str(error))], started)
+    results: list[runner.Result] = []
+    if both or options.host:
+        results += runner.host(to, options.names)
+    if (both or options.nested) and not options.names:
+        results += runner.nested(to)
+    return runner.finish(results, started)
+
+
+if __name__ == "__main__":
+    # kill(1) unwinds like Ctrl-C does, so that what we started ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except Fail as error:
+        print(f"xb: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

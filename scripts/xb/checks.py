@@ -1,0 +1,235 @@
+"""The static checks of `make check-host`. Each is a function that raises Fail with the reason, and is easy to add.
+
+CHECKS at the end lists them in the order in which they run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from . import archive, buildroot, module
+from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
+
+RUST_DIRS = ("blkback", "rust-bindings")
+SAFE_DIR = "blkback"
+UNSAFE_DIR = "rust-bindings"
+BLKIF = TOP / "blkback/blkif"
+DEBIAN_CRATES = """\
+[source.crates-io]
+replace-with = "debian"
+[source.debian]
+directory = "/usr/share/cargo/registry"
+"""
+
+# Attributes that would turn off what makes people justify unsafe code.
+SILENCED = re.compile(r"\b(?:allow|expect)\s*\([^)]*?\b(undocumented_unsafe_blocks|missing_safety_doc|unsafe_op_in_unsafe_fn)\b")
+
+# Symbols that only code which can panic refers to: in dom0 a panic is a BUG().
+PANIC = re.compile(r"core9panicking|_fail$|unwrap_failed|expect_failed")
+
+
+def rustfmt(to: module.Target, *, write: bool = False) -> None:
+    """Formatting, by the kernel's own configuration; write=True is `make fmt`."""
+    files = [str(path) for path in _rust_files(RUST_DIRS)]
+    buildroot.run(["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021", "--config-path",
+                   str(to.tree / ".rustfmt.toml"), *files], log="rustfmt", binds=[to.tree])
+
+
+def build(to: module.Target) -> None:
+    """The module builds without a warning, and would load."""
+    module.build(to)
+
+
+def clippy(to: module.Target) -> None:
+    """Clippy with the kernel's configuration; every warning is an error."""
+    module.build(to, clippy=True)
+    commands = [path.read_text() for path in to.output(clippy=True).rglob(".*.o.cmd")]
+    if not any("-Wclippy::undocumented_unsafe_blocks" in text for text in commands):
+        raise Fail("the kernel's flags no longer include the lint undocumented_unsafe_blocks: add it to Kbuild")
+
+
+def panic_gate(to: module.Target) -> None:
+    """No Rust object of the module refers to a function that panics."""
+    module.build(to)
+    output = to.output()
+    objects = [path for path in output.rglob("*.o") if (TOP / path.relative_to(output)).with_suffix(".rs").exists()]
+    if not objects:
+        raise Fail(f"no Rust object in {rel(output)}: the gate has nothing to look at")
+    found = [f"{line.split(':')[0].removeprefix(str(output) + '/')} refers to {line.split()[-1]}"
+             for line in to.read(["nm", "-A", "-u", *map(str, objects)]).splitlines() if PANIC.search(line)]
+    if found:
+        raise Fail(_list(found))
+
+
+def unsafe_code(to: module.Target | None = None) -> None:
+    """`unsafe` occurs only in rust-bindings/, and the compiler is told to see to it, file by file."""
+    found: list[str] = []
+    for path in _rust_files(("",)):
+        code = strip(path.read_text())
+        inside = path.relative_to(TOP).parts[0]
+        if inside != UNSAFE_DIR:
+            found += [f"{where}: unsafe outside of {UNSAFE_DIR}/" for where in _lines(path, code, r"\bunsafe\b")]
+        # The file with module! cannot forbid it: the macro expands to unsafe code. The text search above still holds.
+        if inside == SAFE_DIR and not re.search(r"\bmodule!\s*[{(]", code) and not _forbids_unsafe(path):
+            found.append(f"{rel(path)}: lacks #![forbid(unsafe_code)]")
+    found += [f"{rel(path)}: C code outside of {UNSAFE_DIR}/" for path in sources(TOP, [SAFE_DIR]) if path.suffix in (".c", ".h")]
+    if found:
+        raise Fail(_list(found))
+
+
+def _forbids_unsafe(path: Path) -> bool:
+    """Whether this file, or the root file of the crate directory it is in (blkif/blkif.rs), forbids unsafe code."""
+    roots = [parent / f"{parent.name}.rs" for parent in path.parents if parent.is_relative_to(TOP / SAFE_DIR)]
+    return any(re.search(r"#!\[forbid\([^)]*\bunsafe_code\b[^)]*\)\]", strip(file.read_text()))
+               for file in (path, *roots) if file.exists())
+
+
+def safety_comments(to: module.Target | None = None) -> None:
+    """Every `unsafe fn` has a `# Safety` section, and no file turns off the lint that wants `// SAFETY:` comments."""
+    found: list[str] = []
+    for path in _rust_files((UNSAFE_DIR,)):
+        text = path.read_text()
+        code = strip(text)
+        if not re.search(r"\binclude!\s*\(\s*env!", code):  # bindgen's output has no comments
+            found += [f"{rel(path)}:{text.count(chr(10), 0, hit.start()) + 1}: allows {hit[1]}" for hit in SILENCED.finditer(code)]
+        for start in _unsafe_functions(code):
+            if "# Safety" not in _doc_above(text, start):
+                found.append(f"{rel(path)}:{text.count(chr(10), 0, start) + 1}: unsafe fn without a `# Safety` section")
+    if found:
+        raise Fail(_list(found))
+
+
+def checkpatch(to: module.Target) -> None:
+    """The kernel's style checker over the C helpers."""
+    files = [str(path) for path in sources(TOP, [*RUST_DIRS]) if path.suffix in (".c", ".h")]
+    if files:
+        buildroot.run(["perl", str(to.tree / "scripts/checkpatch.pl"), "--no-tree", "--strict", "--terse", "--no-summary",
+                       "--color=never", "-f", *files], log="checkpatch", binds=[to.tree])
+
+
+def python(to: module.Target | None = None) -> None:
+    """Every Python file compiles, for the oldest Python that we promise."""
+    for path in [*sources(TOP, ["scripts", "tests"])]:
+        if path.suffix == ".py":
+            try:
+                compile(path.read_text(), str(path), "exec")
+            except SyntaxError as error:
+                raise Fail(f"{rel(path)}:{error.lineno}: {error.msg}") from None
+
+
+def refused_kver(to: module.Target | None = None) -> None:
+    """An unknown KVER is refused with the list of those that exist."""
+    argv = [sys.executable, str(TOP / "scripts/xb.py"), "module", "--kver", "0.0.1-none-amd64"]
+    env = {name: value for name, value in os.environ.items() if name not in ("KVER", "KDIR")}
+    done = subprocess.run(argv, text=True, capture_output=True, env=env)
+    if done.returncode == 0 or archive.default_kver() not in done.stderr or "Traceback" in done.stderr:
+        raise Fail(f"exit code {done.returncode} and:\n{done.stdout}{done.stderr}")
+
+
+def cargo(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
+    """The protocol crate's own tests: yields (name, "" or why it failed) for each of them."""
+    if not (BLKIF / "Cargo.toml").exists():
+        raise Fail(f"{rel(BLKIF)} has no Cargo.toml")
+    home, crate = BUILD / "cargo-home", BUILD / "cargo-blkif"
+    env = {"CARGO_HOME": str(home), "CARGO_TARGET_DIR": str(BUILD / "cargo-target"), "CARGO_TERM_COLOR": "never",
+           "RUSTFLAGS": "-Dwarnings"}
+    # Crates come from Debian's packages, not from crates.io: the package archive is the only network that we need.
+    # Their versions are not those of Cargo.lock, and cargo would write its own beside Cargo.toml: hence the links.
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "config.toml").write_text(DEBIAN_CRATES)
+    crate.mkdir(exist_ok=True)
+    for link in crate.iterdir():
+        if link.is_symlink():
+            link.unlink()
+    for entry in BLKIF.iterdir():
+        if entry.name not in ("Cargo.lock", "target"):
+            (crate / entry.name).symlink_to(entry)
+    problem = ""
+    try:
+        with step("cargo test of the protocol crate"):
+            buildroot.run(["cargo", "test", "--offline", "--no-fail-fast"], cwd=crate, env=env, log="cargo-test")
+    except Fail as error:
+        problem = str(error)
+    log = LOGS / "cargo-test.log"
+    tests = re.findall(r"^test (\S.*?)(?: - should panic)? \.\.\. (\w+)", log.read_text(errors="replace"), re.M)
+    for name, outcome in tests:
+        if outcome != "ignored":
+            yield name, "" if outcome == "ok" else f"see {rel(log)}"
+    if problem and not any(outcome == "FAILED" for _, outcome in tests):
+        raise Fail(problem)
+    if not tests:
+        raise Fail(f"no tests were run; end of {rel(log)}:\n{tail(log)}")
+
+
+CHECKS: list[Callable] = [python, unsafe_code, safety_comments, refused_kver, rustfmt, checkpatch, cargo, build, panic_gate,
+                          clippy]
+
+
+def _list(found: list[str]) -> str:
+    more = f"\n    ... and {len(found) - 20} more" if len(found) > 20 else ""
+    return "\n" + "\n".join(f"    {line}" for line in found[:20]) + more
+
+
+def _rust_files(dirs: tuple[str, ...]) -> list[Path]:
+    """The .rs files of the checkout; "" stands for all of them, whatever directory is added later."""
+    if dirs == ("",):
+        dirs = tuple(entry.name for entry in TOP.iterdir() if entry != BUILD and not entry.name.startswith("."))
+    files = [path for path in sources(TOP, dirs) if path.suffix == ".rs"]
+    if not files:
+        raise Fail("found no Rust source")
+    return files
+
+
+def _lines(path: Path, code: str, pattern: str) -> list[str]:
+    return [f"{rel(path)}:{number}" for number, line in enumerate(code.split("\n"), 1) if re.search(pattern, line)]
+
+
+# One token that may hold the word `unsafe` without being code. A lifetime ('a) is no character literal.
+_NOT_CODE = re.compile(r'''//[^\n]*|/\*|\b[bc]?r(?P<hashes>#*)"|"(?:\\.|[^"\\])*"|'(?:\\[^\n]+?|[^\\'\n])\'''', re.S)
+
+
+def strip(text: str) -> str:
+    """Rust source with comments and literals blanked out, every other character at its place."""
+    out, position = [], 0
+    while found := _NOT_CODE.search(text, position):
+        end = found.end()
+        if found[0] == "/*":
+            depth = 1
+            while depth and (mark := re.compile(r"/\*|\*/").search(text, end)):
+                depth, end = depth + (1 if mark[0] == "/*" else -1), mark.end()
+        elif found["hashes"] is not None:
+            close = text.find('"' + found["hashes"], end)
+            end = close + 1 + len(found["hashes"]) if close >= 0 else len(text)
+        out += [text[position:found.start()], re.sub(r"[^\n]", " ", text[found.start():end])]
+        position = end
+    return "".join(out) + text[position:]
+
+
+def _unsafe_functions(code: str) -> Iterator[int]:
+    """Where each `unsafe fn` is defined, save those whose contract stands at the trait that they implement."""
+    blocks: list[bool] = []  # for every open brace: is it the body of an `impl Trait for Type`
+    header = 0
+    for token in re.finditer(r"[{};]|\bunsafe\s+(?:extern\s+)?(?:\s*)fn\s+\w+", code):
+        if token[0] == "{":
+            blocks.append(bool(re.search(r"\bimpl\b.*\bfor\s+[^<\s]", code[header:token.start()], re.S)))
+        elif token[0] == "}":
+            blocks[-1:] = []
+        elif token[0] != ";":
+            if not any(blocks[-1:]):
+                yield token.start()
+            continue
+        header = token.end()
+
+
+def _doc_above(text: str, start: int) -> str:
+    """The comment and attribute lines directly above the item that starts at START."""
+    lines = text[:start].split("\n")[:-1]
+    first = len(lines)
+    while first and re.match(r"\s*(///|//|#\[|\)\]|$)", lines[first - 1]) and lines[first - 1].strip():
+        first -= 1
+    return "\n".join(lines[first:])

@@ -1,0 +1,85 @@
+"""Runs checks and tests, shows each as it ends, and closes with the one line `N passed, N failed`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+from . import checks, module
+from .common import BUILD, TOP, Fail, say, write_json
+
+NESTED = TOP / "scripts/nested/run.py"
+RESULTS = BUILD / "results"
+
+
+@dataclass
+class Result:
+    name: str
+    ok: bool
+    seconds: float
+    why: str = ""
+
+
+def host(to: module.Target, only: list[str]) -> list[Result]:
+    """The static checks and the cargo tests."""
+    results: list[Result] = []
+
+    def report(name: str, why: str, start: float) -> None:
+        results.append(Result(name, not why, round(time.monotonic() - start, 1), why))
+        print(f"FAIL {name}: {why}" if why else f"ok {name}", flush=True)
+
+    for check in checks.CHECKS:
+        name = check.__name__
+        if only and name not in only:
+            continue
+        start = time.monotonic()
+        try:
+            parts = check(to)
+            if parts is None:
+                report(name, "", start)
+            for part, why in parts or ():
+                report(f"{name}: {part}", why, start)
+        except Fail as error:
+            report(name, str(error), start)
+    return results
+
+
+def nested(to: module.Target) -> list[Result]:
+    """The tests that run inside Xen; their own runner prints as they go and leaves the results in a file."""
+    if not NESTED.exists():
+        return [Result("nested", False, 0, f"{NESTED} is not there")]
+    module.build(to)
+    file = RESULTS / "nested.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    start = time.monotonic()
+    env = os.environ | {"KVER": to.release}
+    code = subprocess.run([sys.executable, str(NESTED), "--kver", to.release, "--json", str(file)], env=env).returncode
+    try:
+        tests = json.loads(file.read_text())["tests"]
+        # A skipped test proved nothing: it counts neither way.
+        results = [Result(f"nested: {test['name']}", test["result"] == "ok", test["seconds"], test["reason"])
+                   for test in tests if test["result"] != "skip"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"no results in {file}: {error}")
+        results = []
+    if not results or (code and all(result.ok for result in results)):
+        why = f"the test runner ended with exit code {code} and " + ("no results" if not results else "only good results")
+        results.append(Result("nested", False, round(time.monotonic() - start, 1), why))
+        print(f"FAIL nested: {why}", flush=True)
+    return results
+
+
+def finish(results: list[Result], started: float) -> int:
+    """Repeats the failures, prints the sum as the last line and returns the exit code."""
+    write_json(RESULTS / "check.json", [asdict(result) for result in results])
+    failed = [result for result in results if not result.ok]
+    say(f"checks took {time.monotonic() - started:.0f} s")
+    for result in failed:
+        print(f"FAIL {result.name}: {(result.why.strip().splitlines() or ['see above'])[0]}")
+    print(f"{len(results) - len(failed)} passed, {len(failed)} failed", flush=True)
+    return 1 if failed or not results else 0

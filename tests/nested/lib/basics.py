@@ -1,0 +1,106 @@
+"""What everything else uses: conditions to wait for, commands, the kernel log, and the ways in which a test ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Failure(AssertionError):
+    """The thing under test did not do what it should."""
+
+
+class Skip(Exception):
+    """The test does not apply here; says why."""
+
+
+def check(condition: Any, message: str) -> None:
+    """An assertion that is never compiled out and always says what it means."""
+    if not condition:
+        raise Failure(message)
+
+
+def equal(got: Any, want: Any, what: str) -> None:
+    check(got == want, f"{what}: {got!r}, expected {want!r}")
+
+
+def wait_for(condition: Callable[[], T], timeout: float, what: str) -> T:
+    """Waits until CONDITION returns something true, and returns that; tests never wait for a fixed time."""
+    end = time.monotonic() + timeout
+    pause = 0.01
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Failure(f"after {timeout:g} s still not: {what}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.2)
+
+
+def log(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(*argv: str, timeout: float = 60, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command in dom0 and returns what it said; the test log shows it when it failed."""
+    start = time.monotonic()
+    try:
+        done = subprocess.run(argv, text=True, capture_output=True, timeout=timeout, input=stdin,
+                              stdin=subprocess.DEVNULL if stdin is None else None, errors="replace")
+    except subprocess.TimeoutExpired as error:
+        raise Failure(f"{' '.join(argv)}: still running after {timeout:g} s; said {error.stdout!r} {error.stderr!r}") from None
+    log(f"$ {' '.join(argv)}   [{done.returncode}, {time.monotonic() - start:.1f} s]")
+    return done
+
+
+def sh(script: str, timeout: float = 60) -> str:
+    """Runs a shell script in dom0 that must succeed, and returns its standard output."""
+    done = run("bash", "-ec", script, timeout=timeout)
+    if done.returncode:
+        raise Failure(f"{script!r} ended with {done.returncode}: {(done.stdout + done.stderr).strip()}")
+    return done.stdout
+
+
+def read(path: str | os.PathLike[str], default: str = "") -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return default
+
+
+class KernelLog:
+    """The kernel's messages from the moment at which this was made."""
+
+    BAD = re.compile(r"\bWARNING:|\bBUG\b|\bOops\b|Call Trace|blocked for more than|general protection fault|"
+                     r"Unable to handle|kernel panic|refcount_t|list_(add|del) corruption|rust_kernel.*panic|"
+                     r"Buffer I/O error|bad unmap|unmap failed", re.IGNORECASE)
+
+    def __init__(self) -> None:
+        self.file = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        os.lseek(self.file, 0, os.SEEK_END)
+        self.seen: list[str] = []
+
+    def lines(self) -> list[str]:
+        while True:
+            try:
+                record = os.read(self.file, 8192).decode(errors="replace")
+            except BlockingIOError:
+                return self.seen
+            except OSError:  # EPIPE: messages were overwritten before they were read
+                self.seen.append("(messages lost)")
+                continue
+            head, _, rest = record.partition(";")
+            seconds = int(head.split(",")[2]) / 1e6
+            self.seen.append(f"[{seconds:12.6f}] {rest.splitlines()[0]}")
+
+    def bad(self, allow: list[str]) -> list[str]:
+        """Messages that fail a test, whatever else it found; ALLOW are patterns that a test provokes on purpose."""
+        return [line for line in self.lines() if self.BAD.search(line) and not any(re.search(p, line) for p in allow)]

@@ -1,0 +1,240 @@
+"""A guest: an ordinary xl.cfg, the toolstack's commands, and commands inside the guest over its console."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import os
+import re
+import select
+import subprocess
+import termios
+import time
+import tty
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .basics import Failure, check, equal, log, run, wait_for
+
+if TYPE_CHECKING:
+    from .env import Env
+
+KERNEL = "/opt/guest/vmlinux"
+RAMDISK = "/opt/guest/guest.cpio"
+EXTRA = "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on"
+TMP = Path("/run/xb-guests")
+
+
+def vdev_number(vdev: str) -> int:
+    """The device number that libxl gives xvdX and xvdXN (docs/misc/vbd-interface.txt)."""
+    match = re.fullmatch(r"xvd([a-z]+)(\d*)", vdev)
+    check(match, f"no name of a Xen disk: {vdev}")
+    disk = 0
+    for letter in match[1]:
+        disk = disk * 26 + ord(letter) - ord("a") + 1
+    disk -= 1
+    partition = int(match[2] or 0)
+    return 202 << 8 | disk << 4 | partition if disk < 16 and partition < 16 else 1 << 28 | disk << 8 | partition
+
+
+class Result:
+    """What a command in a guest said."""
+
+    def __init__(self, code: int, output: str) -> None:
+        self.code = code
+        self.output = output
+
+
+class Guest:
+    """A guest made from an xl.cfg. Use it through Env.guest(), which destroys what a test leaves behind."""
+
+    ids = itertools.count(1)
+
+    def __init__(self, env: Env, disks: list[str], *, name: str | None = None, kind: str = "pv", memory: int = 192,
+                 vcpus: int = 1, extra: str = "", kernel: str = KERNEL, more: str = "") -> None:
+        self.env = env
+        self.name = name or f"g{next(self.ids)}"
+        self.domid = 0
+        self.console = -1
+        self.buffer = b""
+        self.transcript = b""
+        self.config = TMP / f"{self.name}.cfg"
+        TMP.mkdir(exist_ok=True)
+        lines = [f'name = "{self.name}"', f'type = "{kind}"', f"memory = {memory}", f"maxmem = {memory}", f"vcpus = {vcpus}",
+                 f'kernel = "{kernel}"', f'ramdisk = "{RAMDISK}"', f'extra = "{EXTRA} {extra}"'.replace(' "', '"'),
+                 'tsc_mode = "native"', 'on_crash = "destroy"', 'on_reboot = "destroy"',
+                 "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in disks) + " ]"]
+        self.config.write_text("\n".join(lines) + "\n" + more)
+        self.disks = disks
+
+    # The toolstack.
+
+    def try_create(self, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """xl create, for tests in which it may fail; the caller looks at the exit status and the messages."""
+        return run("xl", "create", str(self.config), timeout=timeout)
+
+    def create(self, timeout: float = 120) -> Guest:
+        """xl create, and waits until the guest takes commands."""
+        done = self.try_create(timeout)
+        if done.returncode:
+            raise Failure(f"xl create: {(done.stdout + done.stderr).strip()}")
+        self.attached_after_create(timeout)
+        return self
+
+    def attached_after_create(self, timeout: float = 120) -> None:
+        self.domid = int(run("xl", "domid", self.name).stdout)
+        path = wait_for(lambda: self.env.store.read(f"/local/domain/{self.domid}/console/tty"), 20, "the guest's console")
+        self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        tty.setraw(self.console, termios.TCSANOW)
+        self._until(re.compile(rb"@READY\r?\n"), timeout, "the guest to take commands")
+        self.env.look_around()
+
+    def exists(self) -> bool:
+        """Whether the domain is there, be it only dying."""
+        return bool(self.domid) and run("xl", "domname", str(self.domid)).returncode == 0
+
+    def destroy(self) -> None:
+        done = run("xl", "destroy", self.name)
+        equal(done.returncode, 0, f"xl destroy {self.name} ({done.stderr.strip()})")
+        check("error" not in done.stderr.lower(), f"xl destroy {self.name} complains: {done.stderr.strip()}")
+        self._gone()
+
+    def shutdown(self) -> None:
+        """The guest powers itself off, and everything of it goes away."""
+        self._send("X 0 " + base64.b64encode(b"sync; umount -a -r 2>/dev/null; poweroff -f").decode())
+        self._gone(60)
+
+    def _gone(self, timeout: float = 30) -> None:
+        """Waits until the domain is gone wholly: one whose pages a backend still maps stays as a zombie."""
+        if self.domid:
+            number = self.domid
+            wait_for(lambda: number not in self.env.domains(), timeout, f"{self.name} (domain {number}) gone")
+        self.close()
+        self.domid = 0
+
+    def close(self) -> None:
+        if self.console >= 0:
+            os.close(self.console)
+        self.console = -1
+
+    def try_attach(self, disk: str) -> subprocess.CompletedProcess[str]:
+        return run("xl", "block-attach", self.name, disk)
+
+    def attach(self, disk: str) -> None:
+        """xl block-attach, and waits until the guest sees the disk."""
+        done = self.try_attach(disk)
+        text = (done.stdout + done.stderr).strip()
+        check(done.returncode == 0 and "error" not in text.lower(), f"xl block-attach {disk} [{done.returncode}]: {text}")
+        vdev = vdev_of(disk)
+        self.wait_disk(vdev)
+        self.env.look_around()
+
+    def wait_disk(self, vdev: str) -> None:
+        """Waits in the guest until it has the disk, with its size."""
+        result = self.run(f"n=0; until [ -b /dev/{vdev} ] && [ $(cat /sys/class/block/{vdev}/size) -gt 0 ]; do "
+                          "n=$((n+1)); [ $n -lt 400 ] || exit 1; usleep 50000; done")
+        if result.code:
+            raise Failure(f"{vdev} does not appear in {self.name}; backend: {self.env.store.tree(self.backend(vdev))}")
+
+    def detach(self, vdev: str) -> None:
+        """xl block-detach without force: fails when the guest does not let go or the backend does not finish."""
+        done = run("xl", "block-detach", self.name, str(vdev_number(vdev)))
+        text = (done.stdout + done.stderr).strip()
+        check(done.returncode == 0 and "error" not in text.lower(), f"xl block-detach {vdev} [{done.returncode}]: {text}")
+
+    # Its disks, as dom0 sees them.
+
+    def backend(self, vdev: str) -> str:
+        kind = "qdisk" if self.env.backend == "qdisk" else "vbd"
+        return f"/local/domain/0/backend/{kind}/{self.domid}/{vdev_number(vdev)}"
+
+    def served_by(self, vdev: str) -> str:
+        """The module or program that serves a disk."""
+        if self.env.store.read(f"{self.backend(vdev)}/frontend") and self.env.backend == "qdisk":
+            return "qdisk"
+        device = f"/sys/bus/xen-backend/devices/vbd-{self.domid}-{vdev_number(vdev)}"
+        module = f"{device}/driver/module"
+        return os.path.basename(os.path.realpath(module)) if os.path.exists(module) else \
+            (os.path.basename(os.path.realpath(f"{device}/driver")) if os.path.exists(f"{device}/driver") else "nobody")
+
+    def check_served(self, *vdevs: str) -> None:
+        for vdev in vdevs:
+            equal(self.served_by(vdev), self.env.driver, f"{self.name}: who serves {vdev}")
+
+    # Commands inside.
+
+    def run(self, script: str, timeout: float = 60) -> Result:
+        """Runs a shell script inside the guest."""
+        number = next(self.ids)
+        start = time.monotonic()
+        text = base64.b64encode(script.encode()).decode()
+        check(len(text) < 4000, "a script for a guest must be short: a terminal's input line is")
+        self._send(f"X {number} {text}")
+        for attempt in range(3):
+            found = self._until(re.compile(rb"@E %d (\d+) ([0-9a-f]{32})\r?\n" % number), timeout,
+                                f"{self.name}: {script!r} to end")
+            lines = [line[3:].strip() for line in self.before.split(b"\n") if line.startswith(b"@D ")]
+            try:
+                output = base64.b64decode(b"".join(lines), validate=True)
+            except ValueError:
+                output = b"?"
+            if hashlib.md5(output).hexdigest().encode() == found[2]:
+                result = Result(int(found[1]), output.decode(errors="replace"))
+                log(f"{self.name}# {script}   [{result.code}, {time.monotonic() - start:.1f} s]")
+                return result
+            log(f"{self.name}: answer garbled, asking again")
+            self._send(f"R {number}")
+        raise Failure(f"{self.name}: no intact answer to {script!r}")
+
+    def sh(self, script: str, timeout: float = 60) -> str:
+        """Runs a script that must succeed; returns its output."""
+        result = self.run(script, timeout)
+        if result.code:
+            raise Failure(f"{self.name}: {script!r} ended with {result.code}: {result.output.strip()[-2000:]}")
+        return result.output
+
+    def fails(self, script: str, timeout: float = 60) -> str:
+        """Runs a script that must not succeed; returns its output."""
+        result = self.run(script, timeout)
+        check(result.code != 0, f"{self.name}: {script!r} succeeded, but must not: {result.output.strip()[-1000:]}")
+        return result.output
+
+    def _send(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        while data:
+            select.select([], [self.console], [], 10)
+            data = data[os.write(self.console, data[:512]):]
+
+    def _until(self, pattern: re.Pattern[bytes], timeout: float, what: str) -> re.Match[bytes]:
+        """Reads the console until PATTERN; what came before it is then in self.before."""
+        end = time.monotonic() + timeout
+        while True:
+            found = pattern.search(self.buffer)
+            if found:
+                self.before = self.buffer[:found.start()]
+                self.buffer = self.buffer[found.end():]
+                return found
+            left = end - time.monotonic()
+            if left <= 0 or b"Kernel panic" in self.buffer or b"@DEAD" in self.buffer:
+                raise Failure(f"gave up after {timeout - left:.0f} s waiting for {what}; console:\n{self.tail()}")
+            if select.select([self.console], [], [], min(left, 1.0))[0]:
+                try:
+                    data = os.read(self.console, 65536)
+                except OSError:
+                    raise Failure(f"the console went away while waiting for {what}; it said:\n{self.tail()}") from None
+                self.buffer += data
+                self.transcript = (self.transcript + data)[-20000:]
+            elif self.domid not in self.env.domains():
+                raise Failure(f"the guest is gone while waiting for {what}; console:\n{self.tail()}")
+
+    def tail(self) -> str:
+        text = self.transcript.decode(errors="replace")
+        return "\n".join(line.rstrip() for line in text.splitlines() if not line.startswith("@D "))[-3000:]
+
+
+def vdev_of(disk: str) -> str:
+    """The device name in a disk specification, in either of xl's notations."""
+    match = re.search(r"vdev=(\w+)", disk) or re.search(r",(xvd\w+)", disk)
+    check(match, f"no vdev in {disk}")
+    return match[1]

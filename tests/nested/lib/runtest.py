@@ -1,0 +1,67 @@
+"""Runs one test in a process of its own: runtest.py NAME BACKEND [STATE]. The result goes out as JSON on descriptor 3.
+
+The log is standard output. STATE, JSON, is there in the boot after a power cut: then after_power_cut() is called.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.basics import Failure, Skip  # noqa: E402
+from lib.env import Env, PowerCut  # noqa: E402
+
+
+def report(kind: str, reason: str = "", **more: object) -> None:
+    os.write(3, json.dumps({"result": kind, "reason": reason} | more).encode() + b"\n")
+
+
+def main() -> None:
+    name, backend = sys.argv[1:3]
+    path = Path(__file__).resolve().parents[1] / "tests" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    test = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(test)
+    env = Env(backend)
+    kind, reason = "ok", ""
+    try:
+        if len(sys.argv) > 3:
+            test.after_power_cut(env, json.loads(sys.argv[3]))
+        else:
+            test.run(env)
+    except PowerCut as cut:
+        print("power cut", flush=True)
+        report("powercut", state=cut.state)
+        sys.stdin.read()  # until the host has killed us
+    except Skip as skip:
+        kind, reason = "skip", str(skip)
+    except Failure as failure:
+        kind, reason = "fail", str(failure)
+        frames = traceback.extract_tb(failure.__traceback__)
+        print("".join(traceback.format_list(frames)), flush=True)
+    except Exception as error:  # a bug in the test is a failure, too
+        kind, reason = "fail", f"{type(error).__name__}: {error}"
+        traceback.print_exc(file=sys.stdout)
+    if kind == "fail":
+        for guest in env.guests:
+            if guest.domid:
+                print(f"--- console of {guest.name}\n{guest.tail()}", flush=True)
+        print("--- backend nodes", json.dumps(env.store.tree("/local/domain/0/backend"), indent=1), flush=True)
+    elif env.domains():
+        kind, reason = "fail", f"the test left domains {sorted(env.domains())} behind"
+    env.clean_up()
+    problems = env.leftovers(getattr(test, "ALLOW", []))
+    env.empty_scratch()
+    if problems and kind in ("ok", "skip"):
+        kind, reason = "fail", "; ".join(problems)
+    report(kind, reason, problems=problems, dmesg=env.kernel_log.lines()[-200:] if kind == "fail" else [])
+
+
+main()

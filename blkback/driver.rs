@@ -92,18 +92,11 @@ impl xenbus::Driver for Driver {
 
     const DEVICE_TYPE: &'static CStr = c"vbd";
 
-    fn probe(
-        context: &Arc<Context>,
-        dev: xenbus::Device,
-        otherend: &CStr,
-    ) -> Result<DeviceData> {
+    fn probe(context: &Arc<Context>, dev: xenbus::Device, otherend: &CStr) -> Result<DeviceData> {
         let vbd = Vbd::new(context.clone(), dev, otherend)?;
         let watch = xenbus::Watch::new(vbd.device().nodename(), vbd.clone())?;
         vbd.schedule();
-        Ok(DeviceData {
-            vbd,
-            _watch: watch,
-        })
+        Ok(DeviceData { vbd, _watch: watch })
     }
 
     fn otherend_changed(data: &DeviceData, state: xenbus::State) {

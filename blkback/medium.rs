@@ -205,7 +205,8 @@ impl FileMedium {
         let direct = file.direct_io()?;
         let nowait = file.can_nowait();
         match direct {
-            DirectIo::Aligned { memory, offset } => pr_info!(
+            DirectIo::Aligned { memory, offset } => {
+                pr_info!(
                 "{}: file {} on {}: direct I/O, aligned to {} bytes in memory, {} in the file{}\n",
                 disk,
                 &*path,
@@ -213,7 +214,8 @@ impl FileMedium {
                 memory,
                 offset,
                 if nowait { "" } else { ", submitted by a workqueue" },
-            ),
+            )
+            }
             DirectIo::Unsupported => pr_warn!(
                 "{}: file {} on {}: the file system does no direct I/O on it, using buffered I/O\n",
                 disk,

@@ -21,9 +21,7 @@ use blkif::{
     Status, //
 };
 use kernel::{
-    impl_has_work,
-    new_mutex,
-    new_work,
+    impl_has_work, new_mutex, new_work,
     prelude::*,
     str::CString,
     sync::{
@@ -42,8 +40,7 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    bdev,
-    evtchn,
+    bdev, evtchn,
     grant::{
         Mapper,
         PagePool, //
@@ -55,8 +52,7 @@ use xen_bindings::{
         Memory,
         Staged, //
     },
-    log,
-    mem,
+    log, mem,
     ring::RingMemory,
     work::{
         flush_work,
@@ -247,10 +243,7 @@ impl Ring {
             self.busy.store(true, Relaxed);
         }
         if !state.held.is_empty() {
-            let _ = self
-                .context
-                .blocking
-                .enqueue::<Arc<Self>, 1>(self.clone());
+            let _ = self.context.blocking.enqueue::<Arc<Self>, 1>(self.clone());
         }
         if event {
             if let Some(irq) = state.irq {
@@ -373,7 +366,9 @@ impl Ring {
         if !staged.is_empty() {
             bdev::plugged(|| {
                 mapper.map(&mut staged, |request| match request {
-                    Ok(mapped) => self.medium.submit(mapped, &self.context.blocking, &self.name),
+                    Ok(mapped) => self
+                        .medium
+                        .submit(mapped, &self.context.blocking, &self.name),
                     Err(done) => self.completed(done),
                 })
             });

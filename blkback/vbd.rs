@@ -14,9 +14,7 @@
 
 use blkif::Disk;
 use kernel::{
-    impl_has_work,
-    new_mutex,
-    new_work,
+    impl_has_work, new_mutex, new_work,
     prelude::*,
     str::CString,
     sync::{
@@ -351,7 +349,11 @@ impl Vbd {
         }
         let name = self.name();
         Transaction::run(|xbt| {
-            xbt.write(name, c"feature-flush-cache", fmt!("{}", u8::from(disk.flush)))?;
+            xbt.write(
+                name,
+                c"feature-flush-cache",
+                fmt!("{}", u8::from(disk.flush)),
+            )?;
             xbt.write(name, c"sectors", fmt!("{}", disk.sectors))?;
             xbt.write(name, c"info", fmt!("{}", info))?;
             xbt.write(name, c"sector-size", fmt!("{}", disk.logical_block_size))?;

@@ -67,10 +67,7 @@ impl BlockDevice {
         let (mode, holder) = match access {
             Access::Read => (raw::BLK_OPEN_READ, core::ptr::null()),
             Access::Write => (raw::BLK_OPEN_READ | raw::BLK_OPEN_WRITE, &raw const CLAIM),
-            Access::WriteShared => (
-                raw::BLK_OPEN_READ | raw::BLK_OPEN_WRITE,
-                core::ptr::null(),
-            ),
+            Access::WriteShared => (raw::BLK_OPEN_READ | raw::BLK_OPEN_WRITE, core::ptr::null()),
         };
         // SAFETY: The holder is only compared. Without holder operations nothing is called back.
         let file = from_err_ptr(unsafe {
@@ -155,7 +152,11 @@ impl BlockDevice {
     /// Has the device write its cache to the medium, then submits a write of the request's data, if
     /// it has any. Task context, may sleep.
     pub fn flush<T: Owner>(&self, io: Mapped<T>, sector: u64) {
-        self.submit_bio(io, raw::REQ_OP_WRITE | raw::REQ_SYNC | raw::REQ_PREFLUSH, sector);
+        self.submit_bio(
+            io,
+            raw::REQ_OP_WRITE | raw::REQ_SYNC | raw::REQ_PREFLUSH,
+            sector,
+        );
     }
 
     fn submit_bio<T: Owner>(&self, io: Mapped<T>, opf: u32, sector: u64) {

@@ -298,7 +298,8 @@ impl File {
         // is valid because the completion has a reference.
         unsafe {
             let op = kernel::container_of!(iocb, FileOp, iocb);
-            let target = op.cast::<core::cell::UnsafeCell<core::mem::MaybeUninit<crate::io::Target>>>();
+            let target =
+                op.cast::<core::cell::UnsafeCell<core::mem::MaybeUninit<crate::io::Target>>>();
             let ptr = kernel::container_of!(target, Inner<T>, target);
             if (*ptr).direction() == Direction::Write {
                 raw::kiocb_end_write(iocb);

@@ -287,14 +287,19 @@ impl Mapper {
             for slot in request.slots() {
                 let unmapped = match slot.handle() {
                     None => true,
-                    Some(_) => ops.next().is_some_and(|op| op.status == raw::GNTST_okay as i16),
+                    Some(_) => ops
+                        .next()
+                        .is_some_and(|op| op.status == raw::GNTST_okay as i16),
                 };
                 if unmapped {
                     // INVARIANT: Not mapped, or not any more.
                     pool.put(slot.page());
                 } else {
                     // The page may still show the guest's memory; it can never be used again.
-                    pr_err!("dom{}: a grant cannot be unmapped, a page is lost\n", self.domid);
+                    pr_err!(
+                        "dom{}: a grant cannot be unmapped, a page is lost\n",
+                        self.domid
+                    );
                 }
             }
             then(request.finish());

@@ -59,7 +59,10 @@ impl RingMemory {
     /// device's error node), `ENOMEM`.
     pub fn map(dev: &Device, grefs: &mut [u32]) -> Result<Self> {
         let pages = u32::try_from(grefs.len())?;
-        let bytes = grefs.len().checked_mul(abi::PAGE_SIZE as usize).ok_or(EINVAL)?;
+        let bytes = grefs
+            .len()
+            .checked_mul(abi::PAGE_SIZE as usize)
+            .ok_or(EINVAL)?;
         if grefs.is_empty() || grefs.len() > MAX_RING_PAGES {
             return Err(EINVAL);
         }
@@ -109,7 +112,8 @@ impl SharedRing for RingMemory {
     }
 
     fn set_req_event(&self, index: u32) {
-        self.index(abi::REQ_EVENT_OFFSET).store(index, Ordering::Relaxed);
+        self.index(abi::REQ_EVENT_OFFSET)
+            .store(index, Ordering::Relaxed);
     }
 
     fn rsp_prod(&self) -> u32 {
@@ -117,7 +121,8 @@ impl SharedRing for RingMemory {
     }
 
     fn set_rsp_prod(&self, index: u32) {
-        self.index(abi::RSP_PROD_OFFSET).store(index, Ordering::Release);
+        self.index(abi::RSP_PROD_OFFSET)
+            .store(index, Ordering::Release);
     }
 
     fn rsp_event(&self) -> u32 {
@@ -158,9 +163,8 @@ impl SharedRing for RingMemory {
 impl Drop for RingMemory {
     fn drop(&mut self) {
         // SAFETY: By the type invariant this is a mapping made for `dev`.
-        let ret = unsafe {
-            raw::xenbus_unmap_ring_vfree(self.dev.as_ptr(), self.base.as_ptr().cast())
-        };
+        let ret =
+            unsafe { raw::xenbus_unmap_ring_vfree(self.dev.as_ptr(), self.base.as_ptr().cast()) };
         if ret != 0 {
             pr_err!("unmapping a ring failed: {}\n", ret);
         }

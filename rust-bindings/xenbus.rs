@@ -247,13 +247,14 @@ impl<T: Driver> Registration<T> {
     /// # Errors
     ///
     /// What `__xenbus_register_backend` returns: `EBUSY` for a name that is taken.
-    pub fn new(
-        context: Arc<T::Context>,
-        module: &'static ThisModule,
-    ) -> impl PinInit<Self, Error> {
+    pub fn new(context: Arc<T::Context>, module: &'static ThisModule) -> impl PinInit<Self, Error> {
         let mut ids: [raw::xenbus_device_id; 2] = pin_init::zeroed();
         if let Some(id) = ids.first_mut() {
-            for (to, from) in id.devicetype.iter_mut().zip(T::DEVICE_TYPE.to_bytes_with_nul()) {
+            for (to, from) in id
+                .devicetype
+                .iter_mut()
+                .zip(T::DEVICE_TYPE.to_bytes_with_nul())
+            {
                 *to = *from as kernel::ffi::c_char;
             }
         }
@@ -318,7 +319,8 @@ impl<T: Driver> Registration<T> {
     ) {
         // SAFETY: probe stored the data, and remove, which frees it, comes after the watch of the
         // other end has been removed.
-        let data = unsafe { <KBox<T::Data> as ForeignOwnable>::borrow((*dev).dev.driver_data.cast()) };
+        let data =
+            unsafe { <KBox<T::Data> as ForeignOwnable>::borrow((*dev).dev.driver_data.cast()) };
         T::otherend_changed(data, State::from_number(state));
     }
 

@@ -143,12 +143,7 @@ pub fn write(dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
     write_in(NO_TRANSACTION, dir, node, value)
 }
 
-fn write_in(
-    xbt: u32,
-    dir: &CStr,
-    node: &CStr,
-    value: fmt::Arguments<'_>,
-) -> Result {
+fn write_in(xbt: u32, dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
     let value = CString::try_from_fmt(value)?;
     // SAFETY: All strings are NUL-terminated.
     to_result(unsafe {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import subprocess
@@ -51,13 +52,27 @@ def log(text: str) -> None:
 def run(*argv: str, timeout: float = 60, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command in dom0 and returns what it said; the test log shows it when it failed."""
     start = time.monotonic()
-    try:
-        done = subprocess.run(argv, text=True, capture_output=True, timeout=timeout, input=stdin,
-                              stdin=subprocess.DEVNULL if stdin is None else None, errors="replace")
-    except subprocess.TimeoutExpired as error:
-        raise Failure(f"{' '.join(argv)}: still running after {timeout:g} s; said {error.stdout!r} {error.stderr!r}") from None
+    with subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
+                          stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(stdin, timeout)
+        except subprocess.TimeoutExpired:
+            where = where_is(process.pid)
+            process.kill()
+            raise Failure(f"{' '.join(argv)}: still running after {timeout:g} s, in\n{where}") from None
+        done = subprocess.CompletedProcess(argv, process.returncode, out, err)
     log(f"$ {' '.join(argv)}   [{done.returncode}, {time.monotonic() - start:.1f} s]")
     return done
+
+
+def where_is(pid: int) -> str:
+    """Where in the kernel a process and its children are: for a command that does not end."""
+    lines = []
+    for task in glob.glob(f"/proc/{pid}/task/*"):
+        lines.append(f"{read(task + '/comm')} {os.path.basename(task)} {read(task + '/syscall')}: "
+                     + " ".join(line.split()[-1] for line in read(f"{task}/stack").splitlines()))
+        lines += [where_is(int(child)) for child in read(f"{task}/children").split()]
+    return "\n".join(lines)
 
 
 def sh(script: str, timeout: float = 60) -> str:

@@ -371,13 +371,17 @@ impl Vbd {
         self.unregister.store(true, Relaxed);
         // Devices are unregistered in the xenwatch thread. Writing the state brings us there: the
         // watch of our directory fires, even if the value is the one that was there.
-        if self.dev.state() == State::Closed {
-            let closed = State::Closed as u32;
-            // Without the directory, the xenbus removes the device by itself.
-            let _ = xenstore::write(self.name(), c"state", fmt!("{}", closed));
-        } else {
-            self.dev.switch_state(State::Closed);
+        if self.dev.state() != State::Closed {
+            return self.dev.switch_state(State::Closed);
         }
+        // A directory that the toolstack has removed must not come back; without it, the xenbus
+        // removes the device by itself.
+        let _ = Transaction::run(|xbt| {
+            if xbt.exists(self.name(), c"state") {
+                xbt.write(self.name(), c"state", fmt!("{}", State::Closed as u32))?;
+            }
+            Ok(())
+        });
     }
 }
 

@@ -120,10 +120,7 @@ impl File {
         let flags = match access {
             Access::Read => raw::O_RDONLY,
             Access::Write => raw::O_RDWR,
-        } | raw::O_LARGEFILE
-            | raw::O_NONBLOCK;
-        // O_NONBLOCK: what is no regular file must not make us wait for somebody.
-        //
+        } | raw::O_LARGEFILE;
         // SAFETY: `path` is NUL-terminated.
         let file = from_err_ptr(unsafe { raw::filp_open_init(path.as_char_ptr(), flags as i32) })?;
         // INVARIANT: Opened just now.

@@ -182,6 +182,18 @@ impl Transaction {
         }
     }
 
+    /// Does `dir/node` exist?
+    pub fn exists(&self, dir: &CStr, node: &CStr) -> bool {
+        // SAFETY: The strings are NUL-terminated.
+        unsafe {
+            raw::xenbus_exists(
+                raw::xenbus_transaction { id: self.0 },
+                dir.as_char_ptr(),
+                node.as_char_ptr(),
+            ) == 1
+        }
+    }
+
     /// Writes `dir/node`.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import archive, buildroot, kernel
-from .common import BUILD, JOBS, LOGS, TOP, Fail, digest, lock, logged, read_json, rel, remove, say, step, tail, write_json
+from .common import BUILD, JOBS, LOGS, TOP, Fail, digest, lock, logged, read_json, rel, remove, say, step, write_json
 
 NAME = "xen-blkback-rs"
 

@@ -71,9 +71,10 @@ def find_tests() -> dict[str, Test]:
 class Runner:
     """Shares the tests out among machines, prints each result as it comes."""
 
-    def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int) -> None:
+    def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int,
+                 loops: float) -> None:
         self.image = image.ensure(kver)
-        self.kver, self.backend, self.verbose, self.cpus = kver, backend, verbose, cpus
+        self.kver, self.backend, self.verbose, self.cpus, self.loops = kver, backend, verbose, cpus, loops
         self.files = module_files(kver, backend)
         times = read_json(TIMES).get(backend, {})
         self.queue = sorted(tests, key=lambda test: -times.get(test.name, test.estimate))
@@ -145,9 +146,11 @@ class Runner:
 
     def _one(self, machine: Machine, test: Test, outcome: Outcome) -> None:
         state: dict[str, Any] | None = None
+        timeout = test.timeout * max(1.0, self.loops)
         while True:
-            machine.send(run=test.name, backend=self.backend, timeout=test.timeout, state=state)
-            for message in machine.messages(test.timeout + GRACE):
+            machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state,
+                         loops=self.loops)
+            for message in machine.messages(timeout + GRACE):
                 if "log" in message:
                     outcome.log.append(message["log"])
                     if self.verbose:
@@ -218,6 +221,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
     parser.add_argument("--repeat", type=int, default=1, help="run each test so often")
+    parser.add_argument("--loops", type=float, default=1, metavar="FACTOR", help="longer or shorter loops in the tests that have any")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the tests' logs as they run")
     parser.add_argument("--shell", action="store_true")
     parser.add_argument("--exec", metavar="COMMAND")
@@ -243,7 +247,8 @@ def main() -> int:
     if not chosen:
         raise Fail(f"none of these tests applies to {options.backend}")
     start = time.monotonic()
-    outcomes = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus).run()
+    outcomes = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
+                      options.loops).run()
     if options.json:
         write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})
     count = {word: sum(o.result == word for o in outcomes) for word in ("ok", "skip", "fail")}

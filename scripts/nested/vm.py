@@ -101,10 +101,10 @@ class Machine:
         """The whole command line. cache=unsafe: what dom0 has sent to a drive survives our SIGKILL in the host's
         page cache, what it still holds itself does not; so a power cut means what it should."""
         image = self.image
-        xen = f"com1=115200,8n1 console=com1 dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M loglvl=all guest_loglvl=all " \
+        xen = f"com1=115200,8n1 console=com1 dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=2 loglvl=all guest_loglvl=all " \
               f"noreboot watchdog=0 {self.xen}"
         kernel = f"console=hvc0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on {self.kernel}"
-        argv = [*qemu(), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self.cpus), "-m", str(MEMORY), "-nodefaults",
+        argv = [*qemu(), "-accel", "tcg,thread=single", "-cpu", os.environ.get("XB_CPU", "max"), "-smp", str(self.cpus), "-m", str(MEMORY), "-nodefaults",
                 "-display", "none", "-no-reboot", "-kernel", str(image.xen), "-append", xen,
                 "-initrd", f"{image.kernel} {kernel},{image.initramfs}"]
         drives = [(image.root, "xb-root", ",snapshot=on"), (self.directory / "tar", "xb-tar", "")]

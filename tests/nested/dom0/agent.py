@@ -33,6 +33,21 @@ def port() -> int:
     sys.exit("no serial port named xb.agent")
 
 
+def where_all_are() -> list[str]:
+    """Where in the kernel each process of dom0 is: for a test that hangs."""
+    lines = ["--- where the processes are"]
+    for task in sorted(Path("/proc").glob("[0-9]*/task/[0-9]*")):
+        try:
+            command = (task / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80]
+            if command or "xen" in (task / "comm").read_text():
+                stack = " < ".join(line.split()[-1].split("+")[0] for line in (task / "stack").read_text().splitlines()[:9])
+                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+                lines.append(f"{task.name} {state} {command or (task / 'comm').read_text().strip()}: {stack}")
+        except OSError:
+            pass
+    return lines
+
+
 class Agent:
     def __init__(self) -> None:
         self.port = port()
@@ -68,6 +83,7 @@ class Agent:
         for path in Path("/var/log/xen").glob("**/*.log"):
             path.write_text("")
         argv = [sys.executable, "-u", str(LIB / "runtest.py"), message["run"], message["backend"]]
+        os.environ["XB_LOOPS"] = str(message.get("loops", 1))
         if message.get("state") is not None:
             argv.append(json.dumps(message["state"]))
         lines, status = self.child(argv, message["timeout"])
@@ -112,6 +128,8 @@ class Agent:
                     for line in lines:
                         self.send(log=line.decode(errors="replace"))
             if time.monotonic() > end and not killed:
+                for line in where_all_are():
+                    self.send(log=line)
                 os.killpg(process.pid, signal.SIGKILL)
                 killed = True
                 end += 10

@@ -47,6 +47,11 @@ class Env:
         self.guests: list[Guest] = []
         self.kver = os.uname().release
 
+    @staticmethod
+    def count(cycles: int) -> int:
+        """How often a loop goes round: XB_LOOPS, a factor that the runner hands on, makes loops shorter or longer."""
+        return max(1, round(cycles * float(os.environ.get("XB_LOOPS", "1"))))
+
     # Storage.
 
     def fs(self, kind: str, *, fresh: bool = True, options: str = "") -> Path:

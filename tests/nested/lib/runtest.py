@@ -5,6 +5,7 @@ The log is standard output. STATE, JSON, is there in the boot after a power cut:
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import json
 import os
@@ -29,6 +30,8 @@ def main() -> None:
     assert spec and spec.loader
     test = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(test)
+    timeout = float(test.TIMEOUT)
+    faulthandler.dump_traceback_later(max(timeout - 5, 5), file=sys.stdout)
     env = Env(backend)
     kind, reason = "ok", ""
     try:

@@ -4,7 +4,7 @@ from lib.basics import check, equal, read, sh
 from lib.env import Env
 
 BACKENDS = ("rs", "loop", "qdisk")
-TIMEOUT = 180
+TIMEOUT = 100
 ESTIMATE = 15
 
 

@@ -1,0 +1,30 @@
+"""Without xen-blkback-rs.conf everything is as before: the in-tree driver serves the disk, a file through a loop device."""
+
+from lib.basics import check, equal, sh
+from lib.env import DRIVER, MODPROBE, Env
+
+BACKENDS = ("rs",)
+TIMEOUT = 180
+ESTIMATE = 25
+
+
+def run(env: Env) -> None:
+    image = env.file("ext4", "disk", 8 << 20)
+    saved = MODPROBE.read_text()
+    module = f"/lib/modules/{env.kver}/updates/xen-blkback-rs.ko"
+    sh(f"rmmod {env.driver} 2>/dev/null || true")
+    env.backend, env.driver = "loop", DRIVER["loop"]
+    try:
+        MODPROBE.unlink()
+        sh(f"mv {module} /run/; depmod {env.kver}")
+        guest = env.guest(env.disk(image))
+        check(env.loops(), "no loop device: who serves the file?")
+        guest.sh("dd if=/dev/zero of=/dev/xvda bs=64k count=4 oflag=direct")
+        guest.shutdown()
+    finally:
+        MODPROBE.write_text(saved)
+        sh(f"mv /run/xen-blkback-rs.ko {module}; depmod {env.kver}; rmmod xen_blkback 2>/dev/null || true")
+        env.backend, env.driver = "rs", DRIVER["rs"]
+    guest = env.guest(env.disk(image))
+    equal(guest.served_by("xvda"), DRIVER["rs"], "who serves the disk with the file in place again")
+    guest.shutdown()

@@ -88,6 +88,7 @@ class Guest:
         self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         tty.setraw(self.console, termios.TCSANOW)
         self._until(re.compile(rb"@READY\r?\n"), timeout, "the guest to take commands")
+        self.wait_disks(*(vdev_of(disk) for disk in self.disks))
         self.env.look_around()
 
     def exists(self) -> bool:
@@ -126,16 +127,18 @@ class Guest:
         done = self.try_attach(disk)
         text = (done.stdout + done.stderr).strip()
         check(done.returncode == 0 and "error" not in text.lower(), f"xl block-attach {disk} [{done.returncode}]: {text}")
-        vdev = vdev_of(disk)
-        self.wait_disk(vdev)
+        self.wait_disks(vdev_of(disk))
         self.env.look_around()
 
-    def wait_disk(self, vdev: str) -> None:
-        """Waits in the guest until it has the disk, with its size."""
-        result = self.run(f"n=0; until [ -b /dev/{vdev} ] && [ $(cat /sys/class/block/{vdev}/size) -gt 0 ]; do "
-                          "n=$((n+1)); [ $n -lt 400 ] || exit 1; usleep 50000; done")
+    def wait_disks(self, *vdevs: str) -> None:
+        """Waits in the guest until it has these disks, with their sizes."""
+        if not vdevs:
+            return
+        result = self.run(f"for d in {' '.join(vdevs)}; do n=0; until [ -b /dev/$d ] && [ $(cat /sys/class/block/$d/size) -gt 0 ]; do "
+                          "n=$((n+1)); [ $n -lt 400 ] || { echo $d; exit 1; }; usleep 50000; done; done")
         if result.code:
-            raise Failure(f"{vdev} does not appear in {self.name}; backend: {self.env.store.tree(self.backend(vdev))}")
+            vdev = result.output.split()[-1]
+            raise Failure(f"{vdev} does not appear in {self.name}; its backend: {self.env.store.values(self.backend(vdev))}")
 
     def detach(self, vdev: str) -> None:
         """xl block-detach without force: fails when the guest does not let go or the backend does not finish."""

@@ -56,7 +56,11 @@ def main() -> None:
         for guest in env.guests:
             if guest.domid:
                 print(f"--- console of {guest.name}\n{guest.tail()}", flush=True)
-        print("--- backend nodes", json.dumps(env.store.tree("/local/domain/0/backend"), indent=1), flush=True)
+        for path in env.backends():
+            print(f"--- {path}: {env.store.values(path)}", flush=True)
+            front = env.store.read(f"{path}/frontend")
+            if front:
+                print(f"    {front}: {env.store.values(front)}", flush=True)
     elif env.domains():
         kind, reason = "fail", f"the test left domains {sorted(env.domains())} behind"
     env.clean_up()

@@ -58,3 +58,7 @@ class XenStore:
                 found[below] = value
                 found |= self.tree(below)
         return found
+
+    def values(self, path: str) -> str:
+        """The nodes right below PATH on one line, for a log."""
+        return " ".join(f"{name}={self.read(f'{path}/{name}')}" for name in self.list(path))

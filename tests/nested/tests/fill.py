@@ -13,6 +13,7 @@ def run(env: Env) -> None:
     targets = {kind: str(env.file(kind, "disk", SIZE)) for kind in FILE_SYSTEMS} | {"device": env.device(40)}
     vdevs = {name: f"xvd{'abcde'[number]}" for number, name in enumerate(targets)}
     guest = env.guest(*(env.disk(targets[name], vdevs[name]) for name in targets))
+    guest.sh("modprobe ext4")
     # What is written comes from the guest's memory, so that a write that is lost or misplaced cannot go unseen.
     guest.sh("for n in 1 2 3; do dd if=/dev/urandom of=/tmp/f$n bs=1000 count=1500; done; cd /tmp; md5sum f1 f2 f3 >/tmp/sums")
     sums: dict[str, str] = {}

@@ -51,7 +51,6 @@ def main() -> None:
     for guest in (on_file, on_device):
         show(f"cat {guest.config}")
         guest.create()
-        guest.wait_disks("xvda")
         print(f"dom0# xl create {guest.config.name}      (running, its disk is there)", flush=True)
 
     title("Work inside: a file system, and fio with checksums")

@@ -45,8 +45,12 @@ def wait_for(condition: Callable[[], T], timeout: float, what: str) -> T:
         pause = min(pause * 1.5, 0.2)
 
 
+START = time.monotonic()
+
+
 def log(text: str) -> None:
-    print(text, flush=True)
+    """Prints with the seconds since the test began."""
+    print(f"{time.monotonic() - START:6.1f}  {text}", flush=True)
 
 
 def run(*argv: str, timeout: float = 60, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -88,6 +88,7 @@ class Guest:
         self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         tty.setraw(self.console, termios.TCSANOW)
         self._until(re.compile(rb"@READY\r?\n"), timeout, "the guest to take commands")
+        log(f"{self.name} takes commands")
         self.wait_disks(*(vdev_of(disk) for disk in self.disks))
         self.env.look_around()
 
@@ -111,6 +112,7 @@ class Guest:
         if self.domid:
             number = self.domid
             wait_for(lambda: number not in self.env.domains(), timeout, f"{self.name} (domain {number}) gone")
+            log(f"{self.name} is gone")
         self.close()
         self.domid = 0
 

@@ -37,7 +37,7 @@ def run(env: Env) -> None:
     for kind, vdev in [*vdevs.items(), ("device", "xvdd")]:
         writes = "; ".join(f"echo '{text(kind, place)}' | dd of=/dev/{vdev} bs=512 seek={place // 512} conv=sync oflag=direct"
                            " iflag=fullblock" for place in PLACES)
-        guest.sh(f"set -e; {writes}; fsync /dev/{vdev}")
+        guest.sh(f"set -e; {writes}; dd if=/dev/null of=/dev/{vdev} conv=notrunc,fsync")
     after = flushes(device)
     log(f"flushes that reached the drive: {before} -> {after}")
     check(after > before, "no flush of the guest reached the drive below its disk")

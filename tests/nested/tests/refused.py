@@ -78,8 +78,6 @@ def run(env: Env) -> None:
     refused("in use", good)
     refused("in use", link)
     refused("in use", good, access="r")
-    allowed(good, other, access="w!")
-    other.detach("xvdb")
     holder.detach("xvdb")
     allowed(good, holder, access="r")
     refused("in use", good)

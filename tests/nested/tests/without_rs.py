@@ -16,14 +16,14 @@ def run(env: Env) -> None:
     env.backend, env.driver = "loop", DRIVER["loop"]
     try:
         MODPROBE.unlink()
-        sh(f"mv {module} /run/; depmod {env.kver}")
+        sh(f"mv {module} /run/; depmod {env.kver}; udevadm control --reload")
         guest = env.guest(env.disk(image))
         check(env.loops(), "no loop device: who serves the file?")
         guest.sh("dd if=/dev/zero of=/dev/xvda bs=64k count=4 oflag=direct")
         guest.shutdown()
     finally:
         MODPROBE.write_text(saved)
-        sh(f"mv /run/xen-blkback-rs.ko {module}; depmod {env.kver}; rmmod xen_blkback 2>/dev/null || true")
+        sh(f"mv /run/xen-blkback-rs.ko {module}; depmod {env.kver}; udevadm control --reload; rmmod xen_blkback 2>/dev/null || true")
         env.backend, env.driver = "rs", DRIVER["rs"]
     guest = env.guest(env.disk(image))
     equal(guest.served_by("xvda"), DRIVER["rs"], "who serves the disk with the file in place again")

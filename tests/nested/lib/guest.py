@@ -61,8 +61,9 @@ class Guest:
         self.transcript = b""
         self.config = TMP / f"{self.name}.cfg"
         TMP.mkdir(exist_ok=True)
+        command_line = f"{EXTRA} {extra}".strip()
         lines = [f'name = "{self.name}"', f'type = "{kind}"', f"memory = {memory}", f"maxmem = {memory}", f"vcpus = {vcpus}",
-                 f'kernel = "{kernel}"', f'ramdisk = "{RAMDISK}"', f'extra = "{EXTRA} {extra}"'.replace(' "', '"'),
+                 f'kernel = "{kernel}"', f'ramdisk = "{RAMDISK}"', f'extra = "{command_line}"',
                  'tsc_mode = "native"', 'on_crash = "destroy"', 'on_reboot = "destroy"',
                  "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in disks) + " ]"]
         self.config.write_text("\n".join(lines) + "\n" + more)

@@ -3,7 +3,7 @@
 from lib.basics import check, equal
 from lib.env import FILE_SYSTEMS, Env
 
-BACKENDS = ("rs", "loop", "qdisk")
+BACKENDS = ("rs", "qdisk")  # libxl gives up on ten runs of Debian's script for loop devices, under emulation
 TIMEOUT = 240
 ESTIMATE = 35
 

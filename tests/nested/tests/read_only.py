@@ -3,7 +3,7 @@
 from lib.basics import check, equal
 from lib.env import Env, md5, write_pattern
 
-BACKENDS = ("rs", "loop", "qdisk")
+BACKENDS = ("rs", "loop")  # Debian's qemu refuses read-only disks of PV guests: "Block node is read-only"
 TIMEOUT = 180
 ESTIMATE = 20
 # Succeeds if either kind of write does.

@@ -3,16 +3,19 @@
 from lib.basics import check, equal
 from lib.env import FILE_SYSTEMS, Env
 
-BACKENDS = ("rs", "qdisk")  # libxl gives up on ten runs of Debian's script for loop devices, under emulation
+BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 240
 ESTIMATE = 35
 
 
 def run(env: Env) -> None:
     targets = [str(env.file(FILE_SYSTEMS[n % 4], f"disk{n}", 8 << 20)) for n in range(8)] + [env.device(8, 0), env.device(8, 1)]
-    vdevs = [f"xvd{chr(ord('a') + n)}" for n in range(10)]
+    if env.backend != "rs":
+        targets = targets[:4]  # more take the peers longer than libxl waits, under emulation
+    vdevs = [f"xvd{chr(ord('a') + n)}" for n in range(len(targets))]
     guest = env.guest(*(env.disk(target, vdev) for target, vdev in zip(targets, vdevs)))
-    guest.sh("for d in a b c d e f g h i j; do (yes this is disk $d | dd of=/dev/xvd$d bs=64k count=64 oflag=direct "
+    letters = " ".join(vdev[-1] for vdev in vdevs)
+    guest.sh(f"for d in {letters}; do (yes this is disk $d | dd of=/dev/xvd$d bs=64k count=64 oflag=direct "
              "iflag=fullblock; dd if=/dev/xvd$d bs=64k count=64 iflag=direct | grep -vc \"^this is disk $d$\" >/tmp/wrong$d) & done; wait",
              timeout=150)
     # One line is cut off at the end.

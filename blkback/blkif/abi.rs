@@ -43,6 +43,46 @@ pub const RSP_EVENT_OFFSET: usize = 12;
 /// Most segments that a request carries in its own ring slot (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
 pub const MAX_SEGMENTS: usize = 11;
 
+/// Most segments that an indirect request may have with this backend, whatever is offered.
+///
+/// The protocol would allow [`MAX_INDIRECT_PAGES`] times [`SEGMENTS_PER_INDIRECT_PAGE`], that is
+/// 4096. The C driver offers 256 (`MAX_INDIRECT_SEGMENTS` in
+/// `drivers/block/xen-blkback/common.h`), which is 1 MiB of data.
+pub const MAX_INDIRECT_SEGMENTS: u16 = 256;
+
+/// Number of grant references for pages of segments in the slot of an indirect request
+/// (`BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST`).
+pub const MAX_INDIRECT_PAGES: usize = 8;
+
+/// Number of segments in one page of segments: [`PAGE_SIZE`] divided by the 8 bytes of
+/// `struct blkif_request_segment`.
+pub const SEGMENTS_PER_INDIRECT_PAGE: u16 = 512;
+
+// The slot has room for the pages of every request that is accepted.
+const _: () = assert!(indirect_pages(MAX_INDIRECT_SEGMENTS) <= MAX_INDIRECT_PAGES);
+
+/// Number of pages that hold so many segments, rounded up; 0 to 128.
+///
+/// # Examples
+///
+/// ```
+/// use blkif::abi::indirect_pages;
+///
+/// assert_eq!(indirect_pages(512), 1);
+/// assert_eq!(indirect_pages(513), 2);
+/// ```
+#[must_use]
+pub const fn indirect_pages(segments: u16) -> usize {
+    segments.div_ceil(SEGMENTS_PER_INDIRECT_PAGE) as usize
+}
+
+/// Bit of the field `flag` of a discard: nothing may be able to recover the data afterwards
+/// (`BLKIF_DISCARD_SECURE`).
+///
+/// Ignored where the backend has not written `discard-secure` as 1. The other bits have no
+/// meaning.
+pub const DISCARD_SECURE: u8 = 1 << 0;
+
 /// Read sectors into the granted pages (`BLKIF_OP_READ`).
 pub const OP_READ: u8 = 0;
 

@@ -5,7 +5,14 @@
 mod common;
 
 use blkif::{
-    abi::operation_name,
+    abi::{
+        indirect_pages,
+        operation_name,
+        MAX_INDIRECT_PAGES,
+        MAX_INDIRECT_SEGMENTS,
+        MAX_SEGMENTS,
+        SEGMENTS_PER_INDIRECT_PAGE, //
+    },
     Abi,
     UnknownProtocol, //
 };
@@ -99,4 +106,28 @@ fn operation_names() {
             "unknown"
         ]
     );
+}
+
+#[test]
+fn pages_of_segments() {
+    for (segments, pages) in [
+        (0, 0),
+        (1, 1),
+        (MAX_SEGMENTS as u16, 1),
+        (MAX_INDIRECT_SEGMENTS, 1),
+        (511, 1),
+        (512, 1),
+        (513, 2),
+        (1024, 2),
+        (1025, 3),
+        (4095, 8),
+        (4096, 8),
+        (4097, 9),
+        (u16::MAX, 128),
+    ] {
+        assert_eq!(indirect_pages(segments), pages, "{segments}");
+    }
+    let most = MAX_INDIRECT_PAGES * usize::from(SEGMENTS_PER_INDIRECT_PAGE);
+    assert_eq!(indirect_pages(most as u16), MAX_INDIRECT_PAGES);
+    assert_eq!(MAX_INDIRECT_SEGMENTS, 256);
 }

@@ -66,6 +66,13 @@ impl Equations {
         self.equal(&format!("offsetof({structure}, {field})"), value as i64);
     }
 
+    fn size(&mut self, structure: &str, field: &str, value: usize) {
+        self.equal(
+            &format!("sizeof((({structure} *)0)->{field})"),
+            value as i64,
+        );
+    }
+
     fn check(self, abi: Abi) {
         if let Err(message) = compile(abi, PROLOGUE) {
             panic!(
@@ -106,11 +113,34 @@ fn layouts() {
         c.offset(segment, "gref", at.seg_gref);
         c.offset(segment, "first_sect", at.seg_first_sect);
         c.offset(segment, "last_sect", at.seg_last_sect);
-        // The `id` of a request that is refused is found at the same place in all of them.
-        c.offset("struct blkif_request_discard", "operation", at.operation);
-        c.offset("struct blkif_request_discard", "id", at.id);
-        c.offset("struct blkif_request_indirect", "operation", at.operation);
-        c.offset("struct blkif_request_indirect", "id", at.id);
+
+        let discard = "struct blkif_request_discard";
+        c.offset(discard, "operation", at.operation);
+        c.offset(discard, "flag", at.discard_flag);
+        c.offset(discard, "handle", at.handle);
+        c.offset(discard, "id", at.id);
+        c.offset(discard, "sector_number", at.sector_number);
+        c.offset(discard, "nr_sectors", at.discard_nr_sectors);
+        c.size(discard, "flag", 1);
+        c.size(discard, "nr_sectors", 8);
+
+        let indirect = "struct blkif_request_indirect";
+        c.offset(indirect, "operation", at.operation);
+        c.offset(indirect, "indirect_op", at.indirect_op);
+        c.offset(indirect, "nr_segments", at.indirect_nr_segments);
+        c.offset(indirect, "id", at.id);
+        c.offset(indirect, "sector_number", at.sector_number);
+        c.offset(indirect, "handle", at.indirect_handle);
+        c.offset(indirect, "indirect_grefs", at.indirect_grefs);
+        c.size(indirect, "indirect_op", 1);
+        c.size(indirect, "nr_segments", 2);
+        c.size(indirect, "indirect_grefs", 4 * MAX_INDIRECT_PAGES);
+        for structure in [discard, indirect] {
+            c.equal(
+                &format!("sizeof({structure}) <= sizeof({request})"),
+                true.into(),
+            );
+        }
 
         let response = "struct blkif_response";
         c.equal("sizeof(struct blkif_response)", abi.response_size() as i64);
@@ -164,6 +194,15 @@ fn constants() {
         c.equal("BLKIF_RSP_ERROR", Status::Error as i64);
         c.equal("BLKIF_RSP_EOPNOTSUPP", Status::NotSupported as i64);
         c.equal("BLKIF_MAX_SEGMENTS_PER_REQUEST", MAX_SEGMENTS as i64);
+        c.equal(
+            "BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST",
+            MAX_INDIRECT_PAGES as i64,
+        );
+        c.equal(
+            &format!("{PAGE_SIZE} / sizeof(struct blkif_request_segment)"),
+            SEGMENTS_PER_INDIRECT_PAGE.into(),
+        );
+        c.equal("BLKIF_DISCARD_SECURE", DISCARD_SECURE.into());
         for (constant, value) in [
             ("XEN_IO_PROTO_ABI_NATIVE", abi.name()),
             ("XEN_IO_PROTO_ABI_X86_32", Abi::X86_32.name()),

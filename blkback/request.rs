@@ -56,13 +56,23 @@ pub(crate) struct Pending {
     pub(crate) way: Way,
 }
 
+/// What a request wants, and the data that come along. None for what is not offered.
+pub(crate) fn action(request: &Request) -> Option<(Action, Option<&Transfer>)> {
+    match request {
+        Request::Read(transfer) => Some((Action::Read, Some(transfer))),
+        Request::Write(transfer) => Some((Action::Write, Some(transfer))),
+        Request::Flush(transfer) => Some((Action::Flush, transfer.as_ref())),
+        Request::Barrier(_) | Request::Discard(_) | Request::Indirect(_) => None,
+    }
+}
+
 impl Pending {
-    pub(crate) fn new(ring: Arc<Ring>, parsed: &Parsed) -> Self {
-        let (action, transfer) = match &parsed.command {
-            Request::Read(transfer) => (Action::Read, Some(transfer)),
-            Request::Write(transfer) => (Action::Write, Some(transfer)),
-            Request::Flush(transfer) => (Action::Flush, transfer.as_ref()),
-        };
+    pub(crate) fn new(
+        ring: Arc<Ring>,
+        parsed: &Parsed,
+        action: Action,
+        transfer: Option<&Transfer>,
+    ) -> Self {
         Self {
             ring,
             id: parsed.id,

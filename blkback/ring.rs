@@ -17,8 +17,8 @@ use blkif::{
     BackRing,
     Disk,
     Parsed,
-    Request,
-    Status, //
+    Status,
+    Transfer, //
 };
 use kernel::{
     impl_has_work, new_mutex, new_work,
@@ -63,7 +63,11 @@ use xen_bindings::{
 use crate::{
     driver::Context,
     medium::Medium,
-    request::Pending, //
+    request::{
+        self,
+        Action,
+        Pending, //
+    }, //
 };
 
 /// Requests taken from the ring before their grants are mapped and they are submitted: all that a
@@ -347,9 +351,14 @@ impl Ring {
                     }
                 },
             };
+            let Some((action, transfer)) = request::action(&parsed.command) else {
+                back.put_response(memory, parsed.response(Status::NotSupported));
+                rejected = true;
+                continue;
+            };
             // Besides this one.
             let idle = back.outstanding() <= 1;
-            match self.stage(&parsed, spare, pool) {
+            match self.stage(&parsed, action, transfer, spare, pool) {
                 Ok(request) => staged.push(request),
                 Err(_) if !idle && !stopping => {
                     // A request in flight brings memory and pages when it is done.
@@ -383,6 +392,8 @@ impl Ring {
     fn stage(
         self: &Arc<Self>,
         parsed: &Parsed,
+        action: Action,
+        transfer: Option<&Transfer>,
         spare: &mut Option<Memory<Pending>>,
         pool: &mut PagePool,
     ) -> Result<Staged<Pending>> {
@@ -390,12 +401,8 @@ impl Ring {
             Some(memory) => memory,
             None => Memory::new()?,
         };
-        let segments = match &parsed.command {
-            Request::Read(transfer) | Request::Write(transfer) => transfer.segments(),
-            Request::Flush(Some(transfer)) => transfer.segments(),
-            Request::Flush(None) => &[],
-        };
-        let pending = Pending::new(self.clone(), parsed);
+        let segments = transfer.map_or(&[][..], Transfer::segments);
+        let pending = Pending::new(self.clone(), parsed, action, transfer);
         let direction = pending.direction();
         Staged::new(
             memory,

@@ -304,6 +304,9 @@ impl Vbd {
             logical_block_size: medium.logical_block_size(),
             readonly: !inner.writable,
             flush: medium.has_write_cache(),
+            barrier: false,
+            discard: None,
+            max_indirect_segments: 0,
         };
         let connection =
             match Connection::new(&self.context, medium, disk, &self.dev, &self.frontend) {

@@ -106,7 +106,8 @@ pub const OP_DISCARD: u8 = 5;
 
 /// Read or write whose segments stand in granted pages (`BLKIF_OP_INDIRECT`).
 ///
-/// Only to be used where the backend has written `feature-max-indirect-segments`.
+/// Only to be used where the backend has written `feature-max-indirect-segments`. The response
+/// does not carry this code, see [`Parsed::operation`](crate::Parsed::operation).
 pub const OP_INDIRECT: u8 = 6;
 
 /// Name of an operation for log messages.

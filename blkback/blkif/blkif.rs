@@ -62,25 +62,67 @@
 //!
 //! The segments follow one another on the disk. A sector is 512 bytes, also on disks with larger
 //! blocks. Segments of one request can have any of these lengths, so that the data of a request
-//! may have gaps in memory, but never on the disk. Operations: read, write, and flush, which makes
-//! earlier writes durable and needs no segment. What else a backend offers, it announces in
-//! xenstore; requests that it did not offer it answers as not supported. Requests take effect in
-//! no particular order: a frontend that wants one waits for the response to the other.
+//! may have gaps in memory, but never on the disk.
+//!
+//! **A discard** (`struct blkif_request_discard`) names sectors whose contents are no longer
+//! needed. It has other fields behind the first one:
+//!
+//! | x86_64 | x86_32 | size | field                | meaning                                    |
+//! |--------|--------|------|----------------------|--------------------------------------------|
+//! | 0      | 0      | 1    | `operation`          | `OP_DISCARD`                               |
+//! | 1      | 1      | 1    | `flag`               | bit 0: so that nobody can recover them     |
+//! | 2      | 2      | 2    | `handle`             | number of the disk; not used               |
+//! | 8      | 4      | 8    | `id`                 | repeated in the response                   |
+//! | 16     | 12     | 8    | `sector_number`      | first sector on the disk                   |
+//! | 24     | 20     | 8    | `nr_sectors`         | number of sectors                          |
+//!
+//! **An indirect request** (`struct blkif_request_indirect`) is a read or a write of more data
+//! than eleven segments hold. The slot names pages in which the segments stand, one after the
+//! other, 512 in a page, each as above:
+//!
+//! | x86_64 | x86_32 | size | field                | meaning                                    |
+//! |--------|--------|------|----------------------|--------------------------------------------|
+//! | 0      | 0      | 1    | `operation`          | `OP_INDIRECT`                              |
+//! | 1      | 1      | 1    | `indirect_op`        | `OP_READ` or `OP_WRITE`                    |
+//! | 2      | 2      | 2    | `nr_segments`        | number of segments in all pages            |
+//! | 8      | 4      | 8    | `id`                 | repeated in the response                   |
+//! | 16     | 12     | 8    | `sector_number`      | first sector on the disk                   |
+//! | 24     | 20     | 2    | `handle`             | number of the disk; not used               |
+//! | 28     | 24     | 8×4  | `indirect_grefs`     | grant references of the pages of segments  |
+//!
+//! **Operations.** Reads and writes are always possible; with segments in the slot, that is. What
+//! else a backend offers, it announces in its directory in xenstore; requests that it did not
+//! offer it answers as not supported.
+//!
+//! | operation | announced by                    | what it does                                   |
+//! |-----------|---------------------------------|------------------------------------------------|
+//! | read      |                                 | disk to pages                                  |
+//! | write     |                                 | pages to disk                                  |
+//! | flush     | `feature-flush-cache` = 1       | makes answered writes durable; then writes     |
+//! | barrier   | `feature-barrier` = 1           | as a flush; no other request passes it         |
+//! | discard   | `feature-discard` = 1           | forgets sectors                                |
+//! |           | `discard-secure` = 1            | the same, so that nobody can recover them      |
+//! | indirect  | `feature-max-indirect-segments` | a read or a write, with up to so many segments |
+//!
+//! Flushes and barriers need no segment. But for barriers, requests take effect in no particular
+//! order: a frontend that wants one waits for the response to the other.
 //!
 //! **A response** (`struct blkif_response`) is the same for both layouts:
 //!
 //! | offset | size | field       | meaning                                                      |
 //! |--------|------|-------------|--------------------------------------------------------------|
 //! | 0      | 8    | `id`        | of the request                                               |
-//! | 8      | 1    | `operation` | of the request                                               |
+//! | 8      | 1    | `operation` | of the request; for an indirect one, its `indirect_op`       |
 //! | 10     | 2    | `status`    | 0: done, -1: failed, -2: not supported ([`Status`])          |
 //!
 //! # Trust
 //!
 //! A frontend may be malicious and write to the ring at any moment. Each slot is copied once into
-//! private memory ([`RawSlot`]), and only the copy is judged ([`parse`]). The types of what comes
-//! out ([`Request`], [`Transfer`], [`Segment`]) cannot be built in any other way, and cannot hold
-//! a value that violates a rule.
+//! private memory ([`RawSlot`]), and only the copy is judged ([`parse`]). A page of segments is as
+//! open to the frontend as the ring: each word of it is read once and judged by
+//! [`IndirectSegments`]. The types of what comes out ([`Transfer`], [`Segment`], [`Discard`],
+//! [`Indirect`], [`Extent`]) cannot be built in any other way, and cannot hold a value that
+//! violates a rule.
 //!
 //! # Life of a request
 //!
@@ -126,7 +168,13 @@ pub use crate::{
     },
     request::{
         parse,
+        Direction,
+        Discard,
+        DiscardOffer,
         Disk,
+        Extent,
+        Indirect,
+        IndirectSegments,
         Parsed,
         Reject,
         Rejected,

@@ -24,8 +24,10 @@ use proptest::prelude::*;
 use common::{
     response_of,
     Memory,
+    OnWire,
     Wire,
     ABIS,
+    DISK,
     FILLER, //
 };
 
@@ -497,7 +499,7 @@ proptest! {
         start: u32,
         writes in prop::collection::vec((0..1024usize, any::<u32>(), 0..6u8), 1..300),
     ) {
-        let disk = Disk { sectors: 100, logical_block_size: 512, readonly: false, flush: true };
+        let disk = Disk { sectors: 100, ..DISK };
         let memory = Memory::new(4096, start);
         let mut ring = BackRing::attach(&memory, abi, 4096).unwrap();
         let mut taken = 0u32;

@@ -348,6 +348,9 @@ fn run(
         logical_block_size: 512,
         readonly: false,
         flush: false,
+        barrier: false,
+        discard: None,
+        max_indirect_segments: 0,
     };
     let send_event = || {
         // A hypercall orders everything.

@@ -15,16 +15,59 @@ use std::{
 
 use blkif::{
     abi::{
+        MAX_INDIRECT_PAGES,
+        OP_DISCARD,
+        OP_INDIRECT,
         REQ_EVENT_OFFSET,
         REQ_PROD_OFFSET,
         RING_HEADER_SIZE,
         RSP_EVENT_OFFSET,
         RSP_PROD_OFFSET, //
     },
+    parse,
     Abi,
+    DiscardOffer,
+    Disk,
+    Parsed,
     RawSlot,
+    Rejected,
     SharedRing, //
 };
+use proptest::prelude::*;
+
+/// A disk of which everything is offered.
+pub const DISK: Disk = Disk {
+    sectors: 1000,
+    logical_block_size: 512,
+    readonly: false,
+    flush: true,
+    barrier: true,
+    discard: Some(DiscardOffer { secure: true }),
+    max_indirect_segments: 256,
+};
+
+/// The same, but nothing may change it.
+pub const READ_ONLY: Disk = Disk {
+    readonly: true,
+    ..DISK
+};
+
+/// The largest disk.
+pub const HUGE: Disk = Disk {
+    sectors: u64::MAX,
+    ..DISK
+};
+
+/// A disk without a single sector.
+pub const EMPTY: Disk = Disk { sectors: 0, ..DISK };
+
+/// A disk with other blocks.
+pub const fn blocks_of(logical_block_size: u32) -> Disk {
+    Disk {
+        logical_block_size,
+        ..DISK
+    }
+}
 
 /// All layouts.
 pub const ABIS: [Abi; 3] = [Abi::Native, Abi::X86_32, Abi::X86_64];
@@ -82,7 +125,55 @@ pub fn layout(abi: Abi) -> Layout {
     }
 }
 
-/// A request as a frontend would write it, valid or not.
+/// Something that a frontend could write into a slot, valid or not.
+pub trait OnWire {
+    /// Lays the request out. Bytes that are not part of any field get `filler`.
+    fn bytes(&self, abi: Abi, filler: u8) -> Vec<u8>;
+
+    /// `id` and `operation` of the response.
+    fn answer(&self) -> (u64, u8);
+
+    /// The request as a private copy.
+    fn slot(&self, abi: Abi) -> RawSlot {
+        raw_slot(&self.bytes(abi, 0xff))
+    }
+
+    /// Parses in all layouts, which have to agree.
+    fn parse(&self, disk: &Disk) -> Result<Parsed, Rejected> {
+        let [native, x86_32, x86_64] = ABIS.map(|abi| parse(abi, &self.slot(abi), disk));
+        assert_eq!(native, x86_32);
+        assert_eq!(native, x86_64);
+        let answer = match &native {
+            Ok(parsed) => (parsed.id, parsed.operation),
+            Err(rejected) => (rejected.id, rejected.operation),
+        };
+        assert_eq!(answer, self.answer());
+        native
+    }
+
+    /// The same bytes, but for those that are not part of any field.
+    fn noisy_bytes(&self, abi: Abi, noise: &[u8]) -> Vec<u8> {
+        let mut bytes = self.bytes(abi, 0);
+        let ones = self.bytes(abi, 0xff);
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            if *byte != ones[i] {
+                *byte = noise[i];
+            }
+        }
+        bytes
+    }
+}
+
+/// 112 bytes, all `filler` but for the fields.
+fn fill<const N: usize>(filler: u8, fields: [(usize, &[u8]); N]) -> Vec<u8> {
+    let mut bytes = vec![filler; 112];
+    for (offset, value) in fields {
+        bytes[offset..offset + value.len()].copy_from_slice(value);
+    }
+    bytes
+}
+
+/// A request that has its segments in the slot.
 #[derive(Clone, Debug, Default)]
 pub struct Wire {
     pub operation: u8,
@@ -106,32 +197,157 @@ impl Wire {
             seg: seg.to_vec(),
         }
     }
+}
 
-    /// Lays the request out. Bytes that are not part of any field get `filler`.
-    pub fn bytes(&self, abi: Abi, filler: u8) -> Vec<u8> {
+impl OnWire for Wire {
+    fn bytes(&self, abi: Abi, filler: u8) -> Vec<u8> {
         let at = layout(abi);
-        let mut bytes = vec![filler; 112];
-        let mut put = |offset: usize, value: &[u8]| {
-            bytes[offset..offset + value.len()].copy_from_slice(value);
-        };
-        put(at.operation, &[self.operation]);
-        put(at.nr_segments, &[self.nr_segments]);
-        put(at.handle, &self.handle.to_le_bytes());
-        put(at.id, &self.id.to_le_bytes());
-        put(at.sector_number, &self.sector_number.to_le_bytes());
+        let mut bytes = fill(
+            filler,
+            [
+                (at.operation, &[self.operation]),
+                (at.nr_segments, &[self.nr_segments]),
+                (at.handle, &self.handle.to_le_bytes()),
+                (at.id, &self.id.to_le_bytes()),
+                (at.sector_number, &self.sector_number.to_le_bytes()),
+            ],
+        );
         for (i, (gref, first, last)) in self.seg.iter().enumerate() {
             let seg = at.seg + i * at.seg_size;
-            put(seg + at.seg_gref, &gref.to_le_bytes());
-            put(seg + at.seg_first_sect, &[*first]);
-            put(seg + at.seg_last_sect, &[*last]);
+            bytes[seg + at.seg_gref..][..4].copy_from_slice(&gref.to_le_bytes());
+            bytes[seg + at.seg_first_sect] = *first;
+            bytes[seg + at.seg_last_sect] = *last;
         }
         bytes
     }
 
-    /// The request as a private copy.
-    pub fn slot(&self, abi: Abi) -> RawSlot {
-        raw_slot(&self.bytes(abi, 0xff))
+    fn answer(&self) -> (u64, u8) {
+        match self.operation {
+            // Its `indirect_op` is where `nr_segments` is.
+            OP_INDIRECT => (self.id, self.nr_segments),
+            operation => (self.id, operation),
+        }
     }
+}
+
+/// A discard.
+#[derive(Clone, Debug)]
+pub struct WireDiscard {
+    pub flag: u8,
+    pub handle: u16,
+    pub id: u64,
+    pub sector_number: u64,
+    pub nr_sectors: u64,
+}
+
+impl WireDiscard {
+    /// A discard that asks for nothing special.
+    pub fn new(sector_number: u64, nr_sectors: u64) -> WireDiscard {
+        WireDiscard {
+            flag: 0,
+            handle: 0xdead,
+            id: 0x0123_4567_89ab_cdef,
+            sector_number,
+            nr_sectors,
+        }
+    }
+}
+
+impl OnWire for WireDiscard {
+    fn bytes(&self, abi: Abi, filler: u8) -> Vec<u8> {
+        let at = layout(abi);
+        fill(
+            filler,
+            [
+                (at.operation, &[OP_DISCARD]),
+                (at.discard_flag, &[self.flag]),
+                (at.handle, &self.handle.to_le_bytes()),
+                (at.id, &self.id.to_le_bytes()),
+                (at.sector_number, &self.sector_number.to_le_bytes()),
+                (at.discard_nr_sectors, &self.nr_sectors.to_le_bytes()),
+            ],
+        )
+    }
+
+    fn answer(&self) -> (u64, u8) {
+        (self.id, OP_DISCARD)
+    }
+}
+
+/// An indirect request; its segments are not a part of it.
+#[derive(Clone, Debug)]
+pub struct WireIndirect {
+    pub indirect_op: u8,
+    pub nr_segments: u16,
+    pub id: u64,
+    pub sector_number: u64,
+    pub handle: u16,
+    pub grefs: [u32; MAX_INDIRECT_PAGES],
+}
+
+impl WireIndirect {
+    /// An indirect request whose eight pages have different grant references.
+    pub fn new(indirect_op: u8, sector_number: u64, nr_segments: u16) -> WireIndirect {
+        WireIndirect {
+            indirect_op,
+            nr_segments,
+            id: 0x0123_4567_89ab_cdef,
+            sector_number,
+            handle: 0xdead,
+            grefs: [0x1001_0203, 12, 13, 14, 15, 16, 17, 18],
+        }
+    }
+}
+
+impl OnWire for WireIndirect {
+    fn bytes(&self, abi: Abi, filler: u8) -> Vec<u8> {
+        let at = layout(abi);
+        let grefs: Vec<u8> = self.grefs.iter().flat_map(|g| g.to_le_bytes()).collect();
+        fill(
+            filler,
+            [
+                (at.operation, &[OP_INDIRECT]),
+                (at.indirect_op, &[self.indirect_op]),
+                (at.indirect_nr_segments, &self.nr_segments.to_le_bytes()),
+                (at.id, &self.id.to_le_bytes()),
+                (at.sector_number, &self.sector_number.to_le_bytes()),
+                (at.indirect_handle, &self.handle.to_le_bytes()),
+                (at.indirect_grefs, &grefs),
+            ],
+        )
+    }
+
+    fn answer(&self) -> (u64, u8) {
+        (self.id, self.indirect_op)
+    }
+}
+
+/// Any layout.
+pub fn any_abi() -> impl Strategy<Value = Abi> {
+    prop::sample::select(&ABIS[..])
+}
+
+/// Any disk that can exist; most of them offer everything.
+pub fn any_disk() -> impl Strategy<Value = Disk> {
+    let sectors = prop_oneof![0..200u64, any::<u64>(), u64::MAX - 100..=u64::MAX];
+    let offered = || prop::bool::weighted(0.8);
+    let discard = prop::option::weighted(0.8, any::<bool>());
+    (
+        (sectors, 9..14u32, any::<bool>()),
+        (offered(), offered(), discard),
+        prop_oneof![Just(0), Just(256), 1..=256u16],
+    )
+        .prop_map(
+            |((sectors, shift, readonly), (flush, barrier, discard), max_indirect_segments)| Disk {
+                sectors,
+                logical_block_size: 1 << shift,
+                readonly,
+                flush,
+                barrier,
+                discard: discard.map(|secure| DiscardOffer { secure }),
+                max_indirect_segments,
+            },
+        )
 }
 
 /// Makes a private copy of bytes, as many as there are.

@@ -217,8 +217,7 @@ def main() -> int:
     parser.add_argument("--kver", help="kernel release of dom0 and guests (default: the one that is prepared)")
     parser.add_argument("--backend", choices=BACKENDS, default="rs")
     parser.add_argument("--jobs", type=int, default=2, help="machines at a time")
-    parser.add_argument("--cpus", type=int, default=1, help="processors of a machine; dom0 always has two virtual ones, which"
-                        " Xen switches between")
+    parser.add_argument("--cpus", type=int, default=1, help="processors of a machine, and of dom0 in it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
     parser.add_argument("--repeat", type=int, default=1, help="run each test so often")

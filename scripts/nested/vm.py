@@ -104,7 +104,7 @@ class Machine:
         """The whole command line. cache=unsafe: what dom0 has sent to a drive survives our SIGKILL in the host's
         page cache, what it still holds itself does not; so a power cut means what it should."""
         image = self.image
-        xen = f"com1=115200,8n1 console=com1 dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=2 loglvl=all guest_loglvl=all " \
+        xen = f"com1=115200,8n1 console=com1 dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M loglvl=all guest_loglvl=all " \
               f"noreboot watchdog=0 {self.xen}"
         kernel = f"console=hvc0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on {self.kernel}"
         argv = [*qemu(), "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", str(self.cpus), "-m", str(MEMORY), "-nodefaults",

@@ -11,7 +11,8 @@ ESTIMATE = 80
 # Pattern, size of the area, block sizes, depth. Each block carries its own checksum and offset; with verify_fatal fio
 # stops at the first that is wrong. The sizes are what emulation does in some seconds.
 JOBS = (
-    ("randwrite", "3m", "--bsrange=512-64k", 1),
+    ("randwrite", "1m", "--bsrange=512-3584", 8),  # buffers lie 3584 bytes apart, so at all offsets in a page
+    ("randwrite", "2m", "--bsrange=512-64k", 1),
     ("randwrite", "12m", "--bsrange=512-1m", 32),
     ("randrw", "8m", "--bs=4k", 32),
     ("write", "16m", "--bs=1m", 4),

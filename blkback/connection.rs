@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is set up with a frontend that has published its side: the ring and its event channel.
+//! What is set up with a frontend that has published its side: the rings and their event channels.
 //!
 //! Everything read here was written by the guest.
 
 #![forbid(unsafe_code)]
+
+use core::ops::RangeInclusive;
 
 use blkif::{
     Abi,
@@ -12,6 +14,7 @@ use blkif::{
     Disk, //
 };
 use kernel::{
+    alloc::AllocError,
     fmt,
     prelude::*,
     str::CString,
@@ -19,7 +22,10 @@ use kernel::{
 };
 use xen_bindings::{
     evtchn::EventChannel,
-    ring::RingMemory,
+    ring::{
+        RingMemory,
+        MAX_RING_PAGES, //
+    },
     xenbus::Device,
     xenstore, //
 };
@@ -36,75 +42,119 @@ pub(crate) struct Refusal {
     pub(crate) what: CString,
 }
 
-/// A connected frontend. Dropping it waits for all requests in flight, and unmaps the ring.
+/// What a frontend has been offered before it publishes its side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Offer {
+    /// Most queues (node `multi-queue-max-queues`).
+    pub(crate) queues: u32,
+    /// Largest order of the number of pages of a ring (node `max-ring-page-order`).
+    pub(crate) ring_order: u32,
+}
+
+/// A connected frontend. Dropping it waits for all requests in flight, and unmaps the rings.
 pub(crate) struct Connection {
-    /// None once it is being taken down.
-    channel: Option<EventChannel<Ring>>,
-    ring: Arc<Ring>,
+    /// Empty once it is being taken down.
+    channels: KVec<EventChannel<Ring>>,
+    rings: KVec<Arc<Ring>>,
     abi: Abi,
+    ring_order: u32,
 }
 
 impl Connection {
-    /// Maps the ring that the frontend offers in the directory `frontend`, and binds its event
-    /// channel. Requests are served from [`Connection::start`] on. May sleep.
+    /// Maps the rings that the frontend offers in the directory `frontend`, and binds their event
+    /// channels. Requests are served from [`Connection::start`] on. May sleep.
     pub(crate) fn new(
         context: &Arc<Context>,
         medium: &Arc<Medium>,
         disk: Disk,
+        offer: Offer,
         dev: &Device,
         frontend: &CStr,
     ) -> core::result::Result<Self, Refusal> {
         let abi = abi(frontend)?;
-        refuse_unoffered(frontend)?;
-        let mut gref = [number(frontend, c"ring-ref")?];
-        let port = number(frontend, c"event-channel")?;
+        let queues = within(frontend, c"multi-queue-num-queues", 1..=offer.queues)?;
+        let ring_order = within(frontend, c"ring-page-order", 0..=offer.ring_order)?;
+        let no_memory = |_| refusal(ENOMEM, fmt!("allocating {} rings", queues.unwrap_or(1)));
 
-        let memory = RingMemory::map(dev, &mut gref)
-            .map_err(|err| refusal(err, fmt!("mapping ring-ref {:?}", gref)))?;
-        let back = BackRing::attach(&memory, abi, memory.bytes())
-            .map_err(|err| refusal(EIO, fmt!("frontend's ring: {}", format_args!("{err}"))))?;
-        let ring = CString::try_from(dev.nodename())
-            .map_err(Error::from)
-            .and_then(|name| {
-                Ring::new(
-                    context.clone(),
-                    medium.clone(),
-                    name,
-                    disk,
-                    dev.otherend_id(),
-                    memory,
-                    back,
-                )
-            })
-            .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
+        let count = queues.unwrap_or(1);
+        // From here on, what has been set up is taken down again if the rest fails.
         let mut connection = Self {
-            channel: None,
-            ring,
+            channels: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
+            rings: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
             abi,
+            ring_order: ring_order.unwrap_or(0),
         };
-        connection.channel = Some(
-            EventChannel::bind(dev, port, connection.ring.clone())
-                .map_err(|err| refusal(err, fmt!("binding event-channel {}", port)))?,
-        );
+        for queue in 0..count {
+            let own;
+            let directory = if count == 1 {
+                frontend
+            } else {
+                own = CString::try_from_fmt(fmt!("{}/queue-{}", frontend, queue))
+                    .map_err(|_| no_memory(AllocError))?;
+                &own
+            };
+            let memory = map_ring(dev, directory, ring_order)?;
+            let port = number(directory, c"event-channel")?;
+            let back = BackRing::attach(&memory, abi, memory.bytes()).map_err(|err| {
+                refusal(
+                    EIO,
+                    fmt!("ring in {}: {}", directory, format_args!("{err}")),
+                )
+            })?;
+            let ring = CString::try_from(dev.nodename())
+                .map_err(Error::from)
+                .and_then(|name| {
+                    Ring::new(
+                        context.clone(),
+                        medium.clone(),
+                        name,
+                        disk,
+                        dev.otherend_id(),
+                        memory,
+                        back,
+                    )
+                })
+                .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
+            let bound = EventChannel::bind(dev, port, ring.clone())
+                .map_err(|err| refusal(err, fmt!("binding {}/event-channel {}", directory, port)));
+            // There is room for both.
+            let _ = connection.rings.push_within_capacity(ring);
+            let _ = connection.channels.push_within_capacity(bound?);
+        }
         Ok(connection)
     }
 
     /// Begins to serve requests. May sleep.
     pub(crate) fn start(&self) {
-        if let Some(channel) = &self.channel {
-            self.ring.start(channel.irq());
+        for (channel, ring) in self.channels.iter().zip(&self.rings) {
+            ring.start(channel.irq());
         }
     }
 
     pub(crate) fn abi(&self) -> Abi {
         self.abi
     }
+
+    pub(crate) fn queues(&self) -> usize {
+        self.rings.len()
+    }
+
+    /// Number of pages of each ring.
+    pub(crate) fn ring_pages(&self) -> u32 {
+        1u32.wrapping_shl(self.ring_order)
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.channel = None;
-        self.ring.shut_down();
+        self.channels.clear();
+        // All at once, so that their last requests are waited for together.
+        for ring in &self.rings {
+            ring.stop();
+        }
+        for ring in &self.rings {
+            ring.shut_down();
+        }
     }
 }
 
@@ -134,20 +184,61 @@ fn number(frontend: &CStr, node: &CStr) -> core::result::Result<u32, Refusal> {
         .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))
 }
 
-/// Several queues and rings of several pages have not been offered.
-fn refuse_unoffered(frontend: &CStr) -> core::result::Result<(), Refusal> {
-    for (node, only) in [(c"multi-queue-num-queues", 1), (c"ring-page-order", 0)] {
-        let value = xenstore::read_optional(frontend, node)
-            .and_then(|value| value.map(|value| value.number()).transpose())
-            .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))?;
-        if let Some(value) = value {
-            if value != only {
-                return Err(refusal(
-                    EINVAL,
-                    fmt!("{}/{} is {}, not {}", frontend, node, value, only),
-                ));
+/// Reads a number that has to be in the range that was offered. `None` if there is none.
+fn within(
+    frontend: &CStr,
+    node: &CStr,
+    range: RangeInclusive<u32>,
+) -> core::result::Result<Option<u32>, Refusal> {
+    let value = xenstore::read_optional(frontend, node)
+        .and_then(|value| value.map(|value| value.number()).transpose())
+        .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))?;
+    match value {
+        Some(value) if !range.contains(&value) => Err(refusal(
+            EINVAL,
+            fmt!(
+                "{}/{} is {}, offered was {} to {}",
+                frontend,
+                node,
+                value,
+                *range.start(),
+                *range.end()
+            ),
+        )),
+        value => Ok(value),
+    }
+}
+
+/// Maps the ring whose grants are named in `directory`. A ring of one page may be in either node:
+/// without an order in that for one page, which a frontend before this one may have left beside the
+/// other, and the reverse.
+fn map_ring(
+    dev: &Device,
+    directory: &CStr,
+    order: Option<u32>,
+) -> core::result::Result<RingMemory, Refusal> {
+    let mut grefs = [0; MAX_RING_PAGES];
+    let pages = 1usize.wrapping_shl(order.unwrap_or(0));
+    let Some(grefs) = grefs.get_mut(..pages) else {
+        return Err(refusal(EINVAL, fmt!("a ring of {} pages", pages)));
+    };
+    match (order, &mut *grefs) {
+        (None, [gref]) => {
+            *gref = number(directory, c"ring-ref").or_else(|_| number(directory, c"ring-ref0"))?;
+        }
+        (Some(_), [gref]) => {
+            *gref = number(directory, c"ring-ref0").or_else(|_| number(directory, c"ring-ref"))?;
+        }
+        (_, grefs) => {
+            let mut index = 0u32;
+            for gref in grefs {
+                let node = CString::try_from_fmt(fmt!("ring-ref{}", index))
+                    .map_err(|_| refusal(ENOMEM, fmt!("reading {}", directory)))?;
+                *gref = number(directory, &node)?;
+                index = index.wrapping_add(1);
             }
         }
     }
-    Ok(())
+    RingMemory::map(dev, grefs)
+        .map_err(|err| refusal(err, fmt!("mapping the ring in {}", directory)))
 }

@@ -187,11 +187,15 @@ impl Ring {
         self.schedule();
     }
 
-    /// Takes no more requests, waits until those in flight are answered, and unmaps the ring. The
-    /// event channel must have been unbound before. May sleep, for as long as the storage takes.
-    pub(crate) fn shut_down(self: &Arc<Self>) {
+    /// Takes no more requests. The event channel must have been unbound before.
+    pub(crate) fn stop(self: &Arc<Self>) {
         self.stopping.store(true, Relaxed);
         self.schedule();
+    }
+
+    /// After [`Ring::stop`], waits until the requests in flight are answered, and unmaps the ring.
+    /// May sleep, for as long as the storage takes.
+    pub(crate) fn shut_down(&self) {
         self.drained.wait_for_completion();
         flush_work(&self.look_again);
         flush_work(&self.work);

@@ -31,6 +31,7 @@ use kernel::{
     },
 };
 use xen_bindings::{
+    params,
     xenbus::{
         Device,
         InXenwatch,
@@ -44,7 +45,10 @@ use xen_bindings::{
 };
 
 use crate::{
-    connection::Connection,
+    connection::{
+        Connection,
+        Offer, //
+    },
     driver::Context,
     handover::{
         self,
@@ -69,6 +73,7 @@ pub(crate) struct Vbd {
     dev: Device,
     /// Directory of the frontend.
     frontend: CString,
+    offer: Offer,
     /// The state that the frontend was last seen in.
     frontend_state: Atomic<u32>,
     /// Everything is torn down, and the toolstack wants the device gone.
@@ -113,6 +118,10 @@ impl Vbd {
                 context,
                 dev,
                 frontend,
+                offer: Offer {
+                    queues: params::max_queues(),
+                    ring_order: params::max_ring_page_order(),
+                },
                 frontend_state: Atomic::new(State::Initialising as u32),
                 unregister: Atomic::new(false),
                 inner <- new_mutex!(Inner {
@@ -158,6 +167,7 @@ impl Vbd {
         let mut inner = self.inner.lock();
         if let Source::New = inner.source {
             inner.source = self.take_over();
+            self.publish_offer();
             self.dev.switch_state(State::InitWait);
         }
         self.open(&mut inner);
@@ -175,6 +185,20 @@ impl Vbd {
             Err(err) => {
                 self.dev.fatal(err, c"reading the backend directory");
                 Source::Failed
+            }
+        }
+    }
+
+    /// Publishes what the frontend has to know before it sets up its side.
+    fn publish_offer(&self) {
+        let offer = self.offer;
+        for (node, value) in [
+            (c"multi-queue-max-queues", offer.queues),
+            (c"max-ring-page-order", offer.ring_order),
+        ] {
+            // Without the node a frontend uses less of what there is.
+            if let Err(err) = xenstore::write(self.name(), node, fmt!("{}", value)) {
+                pr_warn!("{}: writing {}: {:?}\n", self.name(), node, err);
             }
         }
     }
@@ -308,14 +332,20 @@ impl Vbd {
             discard: None,
             max_indirect_segments: 0,
         };
-        let connection =
-            match Connection::new(&self.context, medium, disk, &self.dev, &self.frontend) {
-                Ok(connection) => connection,
-                Err(refusal) => {
-                    self.dev.fatal(refusal.error, &refusal.what);
-                    return;
-                }
-            };
+        let connection = match Connection::new(
+            &self.context,
+            medium,
+            disk,
+            self.offer,
+            &self.dev,
+            &self.frontend,
+        ) {
+            Ok(connection) => connection,
+            Err(refusal) => {
+                self.dev.fatal(refusal.error, &refusal.what);
+                return;
+            }
+        };
         if let Err(err) = self.publish(medium, &disk) {
             self.dev.fatal(err, c"writing the properties of the disk");
             return;
@@ -323,8 +353,10 @@ impl Vbd {
         self.dev.switch_state(State::Connected);
         connection.start();
         pr_info!(
-            "{}: using 1 queues, protocol {}, {} sectors, {}\n",
+            "{}: using {} queues of {} ring pages, protocol {}, {} sectors, {}\n",
             self.name(),
+            connection.queues(),
+            connection.ring_pages(),
             connection.abi().name(),
             disk.sectors,
             if disk.readonly {

@@ -6,6 +6,7 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/cdrom.h>
+#include <linux/cpumask.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/fs_struct.h>
@@ -21,6 +22,11 @@
 #ifndef __rust_helper
 #define __rust_helper
 #endif
+
+__rust_helper unsigned int rust_helper_num_online_cpus(void)
+{
+	return num_online_cpus();
+}
 
 __rust_helper unsigned int rust_helper_memalloc_noio_save(void)
 {

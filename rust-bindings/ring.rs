@@ -31,6 +31,11 @@ use crate::{
 /// Largest number of pages of a ring (`XENBUS_MAX_RING_GRANTS`).
 pub const MAX_RING_PAGES: usize = raw::XENBUS_MAX_RING_GRANTS as usize;
 
+/// Its binary logarithm (`XENBUS_MAX_RING_GRANT_ORDER`).
+pub const MAX_RING_ORDER: u32 = raw::XENBUS_MAX_RING_GRANT_ORDER;
+
+const _: () = assert!(1 << MAX_RING_ORDER == MAX_RING_PAGES);
+
 /// The pages of one ring. Dropping it unmaps them.
 ///
 /// The other end writes to the memory whenever it likes. It is only accessed by atomic and

@@ -6,7 +6,8 @@
 //! All unsafe code of the project is in this crate. The layers, bottom up:
 //!
 //! - [`raw`]: generated bindings, private to the crate.
-//! - [`mem`], [`work`], [`log`]: allocation scopes, workqueues, rate-limited messages.
+//! - [`mem`], [`work`], [`log`], [`params`]: allocation scopes, workqueues, rate-limited messages, the
+//!   module's parameters.
 //! - [`xenbus`], [`xenstore`], [`evtchn`], [`grant`], [`ring`]: Xen.
 //! - [`io`]: one request's memory, from the grant references to the finished I/O, and the states
 //!   that it goes through.
@@ -26,6 +27,7 @@ pub mod grant;
 pub mod io;
 pub mod log;
 pub mod mem;
+pub mod params;
 pub mod ring;
 pub mod work;
 pub mod xenbus;

@@ -10,7 +10,7 @@
 //! - [`handover`]: how a file comes to us from the toolstack.
 //! - [`medium`]: where a disk's data are.
 //! - [`connection`]: what is set up with a connected frontend.
-//! - [`ring`], [`request`]: the data path.
+//! - [`ring`], [`request`], [`gate`]: the data path.
 
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 
@@ -18,6 +18,7 @@ use kernel::prelude::*;
 
 mod connection;
 mod driver;
+mod gate;
 mod handover;
 mod medium;
 mod request;

@@ -32,6 +32,7 @@ use xen_bindings::{
 
 use crate::{
     driver::Context,
+    gate::Gate,
     medium::Medium,
     ring::Ring, //
 };
@@ -56,6 +57,7 @@ pub(crate) struct Connection {
     /// Empty once it is being taken down.
     channels: KVec<EventChannel<Ring>>,
     rings: KVec<Arc<Ring>>,
+    gate: Arc<Gate>,
     abi: Abi,
     ring_order: u32,
 }
@@ -81,6 +83,7 @@ impl Connection {
         let mut connection = Self {
             channels: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
             rings: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
+            gate: Gate::new().map_err(|err| refusal(err, fmt!("allocating the rings' gate")))?,
             abi,
             ring_order: ring_order.unwrap_or(0),
         };
@@ -108,6 +111,8 @@ impl Connection {
                         context.clone(),
                         medium.clone(),
                         name,
+                        queue as usize,
+                        connection.gate.clone(),
                         disk,
                         dev.otherend_id(),
                         memory,
@@ -121,6 +126,12 @@ impl Connection {
             let _ = connection.rings.push_within_capacity(ring);
             let _ = connection.channels.push_within_capacity(bound?);
         }
+        let mut rings =
+            KVec::with_capacity(connection.rings.len(), GFP_KERNEL).map_err(no_memory)?;
+        for ring in &connection.rings {
+            let _ = rings.push_within_capacity(ring.clone());
+        }
+        connection.gate.connect(rings);
         Ok(connection)
     }
 
@@ -155,6 +166,7 @@ impl Drop for Connection {
         for ring in &self.rings {
             ring.shut_down();
         }
+        self.gate.disconnect();
     }
 }
 

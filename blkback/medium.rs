@@ -8,7 +8,10 @@
 
 #![forbid(unsafe_code)]
 
-use blkif::abi::SECTOR_SIZE;
+use blkif::{
+    abi::SECTOR_SIZE,
+    Discard, //
+};
 use kernel::{
     prelude::*,
     str::CString,
@@ -27,7 +30,10 @@ use xen_bindings::{
         File,
         Mode, //
     },
-    io::Mapped,
+    io::{
+        DiscardLimits,
+        Mapped, //
+    },
     mem,
     work::OwnedQueue, //
 };
@@ -143,6 +149,14 @@ impl Medium {
         }
     }
 
+    /// How parts of it can be given up, if they can.
+    pub(crate) fn discard(&self) -> Option<DiscardLimits> {
+        match self {
+            Self::Block(device) => device.discard_limits(),
+            Self::File(medium) => medium.file.discard_limits(),
+        }
+    }
+
     /// Submits a request from a ring's worker: what would wait for storage goes to `blocking`. Task
     /// context. `disk` is for log lines.
     pub(crate) fn submit(&self, mut io: Mapped<Pending>, blocking: &OwnedQueue, disk: &CStr) {
@@ -151,11 +165,13 @@ impl Medium {
             Self::Block(device) => match action {
                 Action::Read | Action::Write => device.submit(io, sector),
                 Action::Flush => device.flush(io, sector),
+                Action::Barrier => device.barrier(io, sector),
+                Action::Discard(_) => io.defer(blocking),
             },
             Self::File(medium) => {
                 io.data_mut().way = medium.way(&io);
                 let wait = match (action, io.data().way) {
-                    (Action::Flush, _) => true,
+                    (Action::Flush | Action::Barrier | Action::Discard(_), _) => true,
                     (_, Way::Buffered) => {
                         medium.note_buffered(disk);
                         true
@@ -174,16 +190,24 @@ impl Medium {
 
     /// Does a request that has been deferred. Task context, may sleep.
     pub(crate) fn run(&self, mut io: Mapped<Pending>) {
-        mem::with_noio(|| match self {
+        mem::with_noio(|| match (self, io.data().action) {
+            (Self::Block(device), Action::Discard(discard)) => {
+                let done = device.discard(discard.sector(), discard.sectors(), discard.secure());
+                io.done(done);
+            }
             // Bios are never deferred.
-            Self::Block(_) => io.done(Err(EIO)),
-            Self::File(medium) => {
-                if io.data().action == Action::Flush {
+            (Self::Block(_), _) => io.done(Err(EIO)),
+            (Self::File(medium), Action::Discard(discard)) => {
+                let done = medium.discard(&discard);
+                io.done(done);
+            }
+            (Self::File(medium), action) => {
+                if matches!(action, Action::Flush | Action::Barrier) && !io.data().flushed {
                     let synced = medium.file.sync();
                     if synced.is_err() || io.bytes() == 0 {
                         return io.done(synced);
                     }
-                    io.data_mut().action = Action::Write;
+                    io.data_mut().flushed = true;
                     io.data_mut().way = medium.way(&io);
                 }
                 medium.transfer(io, false);
@@ -277,8 +301,23 @@ impl FileMedium {
         let mode = Mode {
             direct: io.data().way == Way::Direct,
             nowait,
+            durable: io.data().action == Action::Barrier,
         };
         self.file.submit(io, position, mode);
+    }
+
+    /// Punches a hole. May sleep.
+    fn discard(&self, discard: &Discard) -> Result {
+        if discard.sectors() == 0 {
+            return Ok(());
+        }
+        // Sectors of the disk, which is not larger than the file was: this cannot wrap around.
+        let position = discard.sector().wrapping_mul(u64::from(SECTOR_SIZE));
+        let len = discard.sectors().wrapping_mul(u64::from(SECTOR_SIZE));
+        if position.saturating_add(len) > self.file.size() {
+            return Err(EIO);
+        }
+        self.file.punch_hole(position, len)
     }
 
     fn note_buffered(&self, disk: &CStr) {

@@ -5,9 +5,12 @@
 #![forbid(unsafe_code)]
 
 use blkif::{
+    Discard,
+    Indirect,
     Parsed,
     Request,
     Response,
+    Segment,
     Status,
     Transfer, //
 };
@@ -36,6 +39,25 @@ pub(crate) enum Action {
     Write,
     /// Then write the data, if there are any.
     Flush,
+    /// Flush, then write the data durably, if there are any; the ring sees to the order.
+    Barrier,
+    Discard(Discard),
+}
+
+/// Where the segments of a request's data are.
+pub(crate) enum Pieces<'a> {
+    Slot(&'a [Segment]),
+    /// In a page of the guest.
+    Indirect(&'a Indirect),
+}
+
+impl Pieces<'_> {
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Pieces::Slot(segments) => segments.len(),
+            Pieces::Indirect(indirect) => usize::from(indirect.count()),
+        }
+    }
 }
 
 /// How a file is accessed for a request.
@@ -54,40 +76,61 @@ pub(crate) struct Pending {
     /// First sector (of 512 bytes) of the data.
     pub(crate) sector: u64,
     pub(crate) way: Way,
-}
-
-/// What a request wants, and the data that come along. None for what is not offered.
-pub(crate) fn action(request: &Request) -> Option<(Action, Option<&Transfer>)> {
-    match request {
-        Request::Read(transfer) => Some((Action::Read, Some(transfer))),
-        Request::Write(transfer) => Some((Action::Write, Some(transfer))),
-        Request::Flush(transfer) => Some((Action::Flush, transfer.as_ref())),
-        Request::Barrier(_) | Request::Discard(_) | Request::Indirect(_) => None,
-    }
+    /// A flush that comes before the data is done.
+    pub(crate) flushed: bool,
 }
 
 impl Pending {
-    pub(crate) fn new(
-        ring: Arc<Ring>,
-        parsed: &Parsed,
-        action: Action,
-        transfer: Option<&Transfer>,
-    ) -> Self {
-        Self {
-            ring,
-            id: parsed.id,
-            operation: parsed.operation,
-            action,
-            sector: transfer.map_or(0, Transfer::sector),
-            way: Way::Direct,
-        }
+    /// A request of `ring`, and its segments.
+    pub(crate) fn new<'a>(ring: Arc<Ring>, parsed: &'a Parsed) -> (Self, Pieces<'a>) {
+        let slot = |action, transfer: Option<&'a Transfer>| {
+            let segments = transfer.map_or(&[][..], Transfer::segments);
+            (
+                action,
+                transfer.map_or(0, Transfer::sector),
+                Pieces::Slot(segments),
+            )
+        };
+        let (action, sector, pieces) = match &parsed.command {
+            Request::Read(transfer) => slot(Action::Read, Some(transfer)),
+            Request::Write(transfer) => slot(Action::Write, Some(transfer)),
+            Request::Flush(transfer) => slot(Action::Flush, transfer.as_ref()),
+            Request::Barrier(transfer) => slot(Action::Barrier, transfer.as_ref()),
+            Request::Discard(discard) => (
+                Action::Discard(*discard),
+                discard.sector(),
+                Pieces::Slot(&[]),
+            ),
+            Request::Indirect(indirect) => (
+                match indirect.direction() {
+                    blkif::Direction::Read => Action::Read,
+                    blkif::Direction::Write => Action::Write,
+                },
+                indirect.sector(),
+                Pieces::Indirect(indirect),
+            ),
+        };
+        (
+            Self {
+                ring,
+                id: parsed.id,
+                operation: parsed.operation,
+                action,
+                sector,
+                way: Way::Direct,
+                flushed: false,
+            },
+            pieces,
+        )
     }
 
     /// Which way the data of a request go.
     pub(crate) fn direction(&self) -> Direction {
         match self.action {
             Action::Read => Direction::Read,
-            Action::Write | Action::Flush => Direction::Write,
+            Action::Write | Action::Flush | Action::Barrier | Action::Discard(_) => {
+                Direction::Write
+            }
         }
     }
 
@@ -106,7 +149,7 @@ impl Pending {
                     );
                 }
                 // A frontend that is told so stops using the operation.
-                if is_not_supported(err) && self.action == Action::Flush {
+                if is_not_supported(err) && !matches!(self.action, Action::Read | Action::Write) {
                     Status::NotSupported
                 } else {
                     Status::Error

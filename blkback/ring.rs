@@ -8,8 +8,8 @@
 //!
 //! Owns the ring's memory, the pages for grants and the requests in flight.
 //!
-//! Lock order: [`Ring::state`] is the only lock, held by the worker while it works; completions take
-//! none. Nothing is locked inside of it.
+//! Lock order: [`Ring::state`], held by the worker while it works, then that of the [`Gate`];
+//! completions take none.
 
 #![forbid(unsafe_code)]
 
@@ -17,8 +17,10 @@ use blkif::{
     BackRing,
     Disk,
     Parsed,
-    Status,
-    Transfer, //
+    Reject,
+    Rejected,
+    Request,
+    Status, //
 };
 use kernel::{
     impl_has_work, new_mutex, new_work,
@@ -42,10 +44,12 @@ use kernel::{
 use xen_bindings::{
     bdev, evtchn,
     grant::{
+        Copier,
         Mapper,
         PagePool, //
     },
     io::{
+        Builder,
         Done,
         DoneList,
         List,
@@ -62,11 +66,15 @@ use xen_bindings::{
 
 use crate::{
     driver::Context,
+    gate::{
+        Gate,
+        Seen, //
+    },
     medium::Medium,
     request::{
-        self,
         Action,
-        Pending, //
+        Pending,
+        Pieces, //
     }, //
 };
 
@@ -84,6 +92,10 @@ pub(crate) struct Ring {
     medium: Arc<Medium>,
     /// For log lines.
     name: CString,
+    /// Among the rings of the disk.
+    number: usize,
+    gate: Arc<Gate>,
+    domid: u16,
     disk: Disk,
     /// Requests whose I/O is done, added in any context.
     done: DoneList<Pending>,
@@ -119,20 +131,48 @@ struct State {
     pool: PagePool,
     /// Memory for one request is kept, so that there is always one that needs no allocation.
     spare: Option<Memory<Pending>>,
+    /// Made when the first indirect request arrives.
+    copier: Option<Copier>,
     /// A request taken from the ring that has to wait for pages.
     starved: Option<Parsed>,
+    /// A barrier taken from the ring that has to wait for all other requests of the disk.
+    barrier: Option<Parsed>,
+    seen: Seen,
     /// Requests that are done, but whose pages somebody still holds.
     held: List<Done<Pending>>,
     /// The frontend has broken the ring; nothing more is taken from it.
     broken: bool,
 }
 
+/// Why a request cannot be put together.
+enum Unstaged {
+    /// Its segments, which do not stand in its slot, are not valid.
+    Rejected(Reject),
+    /// They cannot be read (`EFAULT`), or there is no memory.
+    Failed(Error),
+}
+
+impl From<Error> for Unstaged {
+    fn from(err: Error) -> Self {
+        Self::Failed(err)
+    }
+}
+
+impl From<Reject> for Unstaged {
+    fn from(why: Reject) -> Self {
+        Self::Rejected(why)
+    }
+}
+
 impl Ring {
     /// Prepares to serve the ring in `memory`. Nothing is served before [`Ring::start`]. May sleep.
+    #[expect(clippy::too_many_arguments)]
     pub(crate) fn new(
         context: Arc<Context>,
         medium: Arc<Medium>,
         name: CString,
+        number: usize,
+        gate: Arc<Gate>,
         disk: Disk,
         domid: u16,
         memory: RingMemory,
@@ -144,8 +184,11 @@ impl Ring {
             back,
             mapper: Mapper::new(domid)?,
             pool: PagePool::new()?,
-            spare: Some(Memory::new()?),
+            spare: Some(Memory::new(0)?),
+            copier: None,
             starved: None,
+            barrier: None,
+            seen: Seen::new(),
             held: List::new(),
             broken: false,
         };
@@ -154,6 +197,9 @@ impl Ring {
                 context,
                 medium,
                 name,
+                number,
+                gate,
+                domid,
                 disk,
                 done: DoneList::new(),
                 busy: Atomic::new(false),
@@ -170,6 +216,11 @@ impl Ring {
 
     pub(crate) fn name(&self) -> &CStr {
         &self.name
+    }
+
+    /// Its number among the rings of the disk.
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     pub(crate) fn medium(&self) -> &Medium {
@@ -202,7 +253,8 @@ impl Ring {
         self.state.lock().memory = None;
     }
 
-    fn schedule(self: &Arc<Self>) {
+    /// Has the worker run. Any context.
+    pub(crate) fn schedule(self: &Arc<Self>) {
         // An error means that it is scheduled already.
         let _ = self.context.rings.enqueue::<Arc<Self>, 0>(self.clone());
     }
@@ -250,6 +302,13 @@ impl Ring {
             }
             self.busy.store(true, Relaxed);
         }
+        if self.gate.is_closed() {
+            // Not for want of requests.
+            spurious = false;
+            if state.back.outstanding() == u32::from(state.barrier.is_some()) {
+                self.gate.quiet(self.number, &mut state.seen);
+            }
+        }
         if !state.held.is_empty() {
             let _ = self.context.blocking.enqueue::<Arc<Self>, 1>(self.clone());
         }
@@ -288,7 +347,9 @@ impl Ring {
         if done.is_empty() {
             return false;
         }
+        let mut barrier = false;
         mapper.unmap(pool, &mut done, held, |finished| {
+            barrier |= finished.data.action == Action::Barrier;
             back.put_response(memory, finished.data.response(finished.result));
             *spare = Some(finished.memory);
         });
@@ -296,6 +357,9 @@ impl Ring {
             if let Some(irq) = irq {
                 irq.notify();
             }
+        }
+        if barrier {
+            self.gate.open();
         }
         true
     }
@@ -310,7 +374,9 @@ impl Ring {
             mapper,
             pool,
             spare,
+            copier,
             starved,
+            barrier,
             broken,
             ..
         } = state
@@ -321,23 +387,31 @@ impl Ring {
         let mut taken = 0;
         let mut rejected = false;
         while taken < BATCH {
-            let parsed = match starved.take() {
-                Some(parsed) => parsed,
-                None if stopping || *broken => break,
-                None => match back.next_request(memory) {
+            let parsed = if let Some(parsed) = starved.take() {
+                parsed
+            } else if let Some(parsed) = barrier.take() {
+                if !self.gate.close(self.number) || back.outstanding() > 1 {
+                    *barrier = Some(parsed);
+                    break;
+                }
+                // Nothing else is in flight on the whole disk.
+                taken = BATCH;
+                parsed
+            } else if stopping || *broken || self.gate.is_closed() {
+                break;
+            } else {
+                match back.next_request(memory) {
                     Ok(None) => break,
                     Ok(Some(slot)) => {
                         taken = taken.saturating_add(1);
                         match blkif::parse(back.abi(), &slot, &self.disk) {
+                            Ok(parsed) if matches!(parsed.command, Request::Barrier(_)) => {
+                                *barrier = Some(parsed);
+                                break;
+                            }
                             Ok(parsed) => parsed,
                             Err(reject) => {
-                                if log::permitted() {
-                                    pr_warn!(
-                                        "{}: refused {}\n",
-                                        &*self.name,
-                                        format_args!("{reject}")
-                                    );
-                                }
+                                self.note(&reject);
                                 back.put_response(memory, reject.response());
                                 rejected = true;
                                 continue;
@@ -353,27 +427,36 @@ impl Ring {
                         *broken = true;
                         break;
                     }
-                },
-            };
-            let Some((action, transfer)) = request::action(&parsed.command) else {
-                back.put_response(memory, parsed.response(Status::NotSupported));
-                rejected = true;
-                continue;
+                }
             };
             // Besides this one.
             let idle = back.outstanding() <= 1;
-            match self.stage(&parsed, action, transfer, spare, pool) {
-                Ok(request) => staged.push(request),
-                Err(_) if !idle && !stopping => {
+            let response = match self.stage(&parsed, spare, copier, pool) {
+                Ok(request) => {
+                    staged.push(request);
+                    continue;
+                }
+                Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
                     // A request in flight brings memory and pages when it is done.
                     *starved = Some(parsed);
                     break;
                 }
-                Err(err) => {
-                    pr_warn_ratelimited(&self.name, err);
-                    back.put_response(memory, parsed.response(Status::Error));
-                    rejected = true;
+                Err(Unstaged::Failed(err)) => {
+                    if log::permitted() {
+                        pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
+                    }
+                    parsed.response(Status::Error)
                 }
+                Err(Unstaged::Rejected(why)) => {
+                    let reject = parsed.reject(why);
+                    self.note(&reject);
+                    reject.response()
+                }
+            };
+            back.put_response(memory, response);
+            rejected = true;
+            if matches!(parsed.command, Request::Barrier(_)) {
+                self.gate.open();
             }
         }
         if !staged.is_empty() {
@@ -392,35 +475,74 @@ impl Ring {
         taken > 0
     }
 
+    /// A request that is not valid is logged within limits.
+    fn note(&self, reject: &Rejected) {
+        if log::permitted() {
+            pr_warn!("{}: refused {}\n", &*self.name, format_args!("{reject}"));
+        }
+    }
+
     /// Puts a request together, in the spare memory or in new.
     fn stage(
         self: &Arc<Self>,
         parsed: &Parsed,
-        action: Action,
-        transfer: Option<&Transfer>,
         spare: &mut Option<Memory<Pending>>,
+        copier: &mut Option<Copier>,
         pool: &mut PagePool,
-    ) -> Result<Staged<Pending>> {
+    ) -> core::result::Result<Staged<Pending>, Unstaged> {
+        let (pending, pieces) = Pending::new(self.clone(), parsed);
         let memory = match spare.take() {
-            Some(memory) => memory,
-            None => Memory::new()?,
+            Some(memory) => memory.with_room(pieces.count()).map_err(|memory| {
+                *spare = Some(memory);
+                ENOMEM
+            })?,
+            None => Memory::new(pieces.count())?,
         };
-        let segments = transfer.map_or(&[][..], Transfer::segments);
-        let pending = Pending::new(self.clone(), parsed, action, transfer);
         let direction = pending.direction();
-        Staged::new(
-            memory,
-            pending,
-            direction,
-            segments
-                .iter()
-                .map(|segment| (segment.gref(), segment.offset(), segment.len())),
-            pool,
-        )
+        Staged::new(memory, pending, direction, pool, |builder| {
+            self.fill(builder, &pieces, copier)
+        })
         .map_err(|(err, memory, _)| {
             *spare = Some(memory);
             err
         })
+    }
+
+    /// Adds the segments of a request.
+    fn fill(
+        &self,
+        builder: &mut Builder<'_, Pending>,
+        pieces: &Pieces<'_>,
+        copier: &mut Option<Copier>,
+    ) -> core::result::Result<(), Unstaged> {
+        let indirect = match pieces {
+            Pieces::Slot(segments) => {
+                for segment in *segments {
+                    builder.add(segment.gref(), segment.offset(), segment.len())?;
+                }
+                return Ok(());
+            }
+            Pieces::Indirect(indirect) => indirect,
+        };
+        let copier = match copier {
+            Some(copier) => copier,
+            None => copier.insert(Copier::new(self.domid)?),
+        };
+        let mut segments = indirect.segments();
+        let mut words = usize::from(indirect.count()).saturating_mul(2);
+        for page in indirect.pages() {
+            // The guest may change its page from here on; what counts is the copy.
+            let copy = copier.copy(*page, words)?;
+            words = words.saturating_sub(copy.len());
+            for pair in copy.chunks_exact(2) {
+                if let [gref, sectors] = pair {
+                    let segment = segments.add(*gref, *sectors)?;
+                    builder.add(segment.gref(), segment.offset(), segment.len())?;
+                }
+            }
+        }
+        segments.finish()?;
+        Ok(())
     }
 
     /// Asks the frontend for an event at its next request. Whether there is one already.
@@ -431,23 +553,17 @@ impl Ring {
             back,
             broken: false,
             starved: None,
+            barrier: None,
             ..
         } = state
         else {
             return false;
         };
-        if self.stopping.load(Relaxed) {
+        if self.stopping.load(Relaxed) || self.gate.is_closed() {
             return false;
         }
         // A broken ring is found, and reported, by the next attempt to take a request from it.
         back.final_check(memory).unwrap_or(true)
-    }
-}
-
-/// A failure to find memory is no fault of the guest, but it can make it happen often.
-fn pr_warn_ratelimited(name: &CStr, err: Error) {
-    if log::permitted() {
-        pr_warn!("{}: no memory for a request: {:?}\n", name, err);
     }
 }
 

@@ -12,7 +12,11 @@
 
 #![forbid(unsafe_code)]
 
-use blkif::Disk;
+use blkif::{
+    abi::MAX_INDIRECT_SEGMENTS,
+    DiscardOffer, //
+    Disk,
+};
 use kernel::{
     impl_has_work, new_mutex, new_work,
     prelude::*,
@@ -31,6 +35,7 @@ use kernel::{
     },
 };
 use xen_bindings::{
+    io::DiscardLimits,
     params,
     xenbus::{
         Device,
@@ -193,6 +198,10 @@ impl Vbd {
     fn publish_offer(&self) {
         let offer = self.offer;
         for (node, value) in [
+            (
+                c"feature-max-indirect-segments",
+                u32::from(MAX_INDIRECT_SEGMENTS),
+            ),
             (c"multi-queue-max-queues", offer.queues),
             (c"max-ring-page-order", offer.ring_order),
         ] {
@@ -323,14 +332,21 @@ impl Vbd {
         let Source::Open(medium) = &inner.source else {
             return;
         };
+        let discard = if inner.writable && self.discard_enabled() {
+            medium.discard()
+        } else {
+            None
+        };
         let disk = Disk {
             sectors: medium.sectors(),
             logical_block_size: medium.logical_block_size(),
             readonly: !inner.writable,
             flush: medium.has_write_cache(),
-            barrier: false,
-            discard: None,
-            max_indirect_segments: 0,
+            barrier: medium.has_write_cache(),
+            discard: discard.map(|limits| DiscardOffer {
+                secure: limits.secure,
+            }),
+            max_indirect_segments: MAX_INDIRECT_SEGMENTS,
         };
         let connection = match Connection::new(
             &self.context,
@@ -346,7 +362,7 @@ impl Vbd {
                 return;
             }
         };
-        if let Err(err) = self.publish(medium, &disk) {
+        if let Err(err) = self.publish(medium, &disk, discard) {
             self.dev.fatal(err, c"writing the properties of the disk");
             return;
         }
@@ -368,7 +384,16 @@ impl Vbd {
         inner.connection = Some(connection);
     }
 
-    fn publish(&self, medium: &Medium, disk: &Disk) -> Result {
+    /// Does the toolstack allow to give up parts of the disk? (xl-disk-configuration(5), `discard`)
+    fn discard_enabled(&self) -> bool {
+        match xenstore::read_optional(self.name(), c"discard-enable") {
+            Ok(None) => true,
+            Ok(Some(value)) => value.number().is_ok_and(|enabled| enabled != 0),
+            Err(_) => false,
+        }
+    }
+
+    fn publish(&self, medium: &Medium, disk: &Disk, discard: Option<DiscardLimits>) -> Result {
         let cdrom = medium.is_cdrom()
             || xenstore::read(&self.frontend, c"device-type")
                 .is_ok_and(|kind| kind.as_bytes() == b"cdrom");
@@ -388,6 +413,17 @@ impl Vbd {
                 name,
                 c"feature-flush-cache",
                 fmt!("{}", u8::from(disk.flush)),
+            )?;
+            xbt.write(name, c"feature-barrier", fmt!("{}", u8::from(disk.barrier)))?;
+            if let Some(limits) = discard {
+                xbt.write(name, c"discard-granularity", fmt!("{}", limits.granularity))?;
+                xbt.write(name, c"discard-alignment", fmt!("{}", limits.alignment))?;
+                xbt.write(name, c"discard-secure", fmt!("{}", u8::from(limits.secure)))?;
+            }
+            xbt.write(
+                name,
+                c"feature-discard",
+                fmt!("{}", u8::from(discard.is_some())),
             )?;
             xbt.write(name, c"sectors", fmt!("{}", disk.sectors))?;
             xbt.write(name, c"info", fmt!("{}", info))?;

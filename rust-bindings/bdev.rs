@@ -17,6 +17,7 @@ use kernel::{
 use crate::{
     io::{
         Direction,
+        DiscardLimits,
         Done,
         Mapped,
         Owner,
@@ -159,6 +160,49 @@ impl BlockDevice {
         );
     }
 
+    /// As [`BlockDevice::flush`], and the request's data are durable when it is done. Task context,
+    /// may sleep.
+    pub fn barrier<T: Owner>(&self, io: Mapped<T>, sector: u64) {
+        let fua = if io.bytes() == 0 { 0 } else { raw::REQ_FUA };
+        self.submit_bio(
+            io,
+            raw::REQ_OP_WRITE | raw::REQ_SYNC | raw::REQ_PREFLUSH | fua,
+            sector,
+        );
+    }
+
+    /// How sectors can be given up, if they can.
+    pub fn discard_limits(&self) -> Option<DiscardLimits> {
+        // SAFETY: The device is valid.
+        unsafe {
+            (raw::bdev_max_discard_sectors(self.bdev.as_ptr()) != 0).then(|| DiscardLimits {
+                granularity: raw::bdev_discard_granularity(self.bdev.as_ptr()),
+                alignment: raw::bdev_discard_alignment(self.bdev.as_ptr()),
+                secure: raw::bdev_max_secure_erase_sectors(self.bdev.as_ptr()) != 0,
+            })
+        }
+    }
+
+    /// Gives up sectors (of 512 bytes); with `secure` so that they cannot be read again, where the
+    /// device can do that. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP`, `EIO` and others.
+    pub fn discard(&self, sector: u64, sectors: u64, secure: bool) -> Result {
+        if sectors == 0 {
+            return Ok(());
+        }
+        // SAFETY: The device is valid.
+        kernel::error::to_result(unsafe {
+            if secure && raw::bdev_max_secure_erase_sectors(self.bdev.as_ptr()) != 0 {
+                raw::blkdev_issue_secure_erase(self.bdev.as_ptr(), sector, sectors, raw::GFP_NOIO)
+            } else {
+                raw::blkdev_issue_discard(self.bdev.as_ptr(), sector, sectors, raw::GFP_NOIO)
+            }
+        })
+    }
+
     fn submit_bio<T: Owner>(&self, io: Mapped<T>, opf: u32, sector: u64) {
         let ptr = KBox::into_raw(io.0);
         // SAFETY: The request is ours, and from submit_bio() on the bio's, which gives it back in
@@ -170,7 +214,7 @@ impl BlockDevice {
             raw::bio_init(
                 bio,
                 self.bdev.as_ptr(),
-                (&raw mut (*ptr).vecs).cast(),
+                (*ptr).vecs_ptr(),
                 MAX_SEGMENTS as u16,
                 opf,
             );

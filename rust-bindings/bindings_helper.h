@@ -6,6 +6,7 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/device.h>
+#include <linux/falloc.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/llist.h>
@@ -22,12 +23,15 @@ const gfp_t RUST_CONST_HELPER_GFP_NOIO = GFP_NOIO;
 const blk_mode_t RUST_CONST_HELPER_BLK_OPEN_READ = BLK_OPEN_READ;
 const blk_mode_t RUST_CONST_HELPER_BLK_OPEN_WRITE = BLK_OPEN_WRITE;
 const blk_opf_t RUST_CONST_HELPER_REQ_PREFLUSH = REQ_PREFLUSH;
+const blk_opf_t RUST_CONST_HELPER_REQ_FUA = REQ_FUA;
 const blk_opf_t RUST_CONST_HELPER_REQ_SYNC = REQ_SYNC;
 const blk_opf_t RUST_CONST_HELPER_REQ_IDLE = REQ_IDLE;
 const u32 RUST_CONST_HELPER_REQ_OP_READ = REQ_OP_READ;
 const u32 RUST_CONST_HELPER_REQ_OP_WRITE = REQ_OP_WRITE;
+const int RUST_CONST_HELPER_FALLOC_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 const int RUST_CONST_HELPER_IOCB_DIRECT = IOCB_DIRECT;
 const int RUST_CONST_HELPER_IOCB_NOWAIT = IOCB_NOWAIT;
+const int RUST_CONST_HELPER_IOCB_DSYNC = IOCB_DSYNC;
 const int RUST_CONST_HELPER_IOCB_APPEND = IOCB_APPEND;
 const fmode_t RUST_CONST_HELPER_FMODE_NOWAIT = FMODE_NOWAIT;
 const fmode_t RUST_CONST_HELPER_FMODE_CAN_ODIRECT = FMODE_CAN_ODIRECT;

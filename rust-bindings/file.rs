@@ -23,6 +23,7 @@ use crate::{
     io::{
         is_not_supported,
         Direction,
+        DiscardLimits,
         Done,
         Inner,
         Mapped,
@@ -64,6 +65,8 @@ pub struct Mode {
     pub direct: bool,
     /// Rather give the request back than wait.
     pub nowait: bool,
+    /// What is written is durable when the request is done.
+    pub durable: bool,
 }
 
 /// The part of a request's memory that file I/O uses.
@@ -225,6 +228,35 @@ impl File {
         to_result(unsafe { raw::vfs_fsync(self.as_ptr(), 1) })
     }
 
+    /// How parts of the file can be given up, if the file system does that.
+    pub fn discard_limits(&self) -> Option<DiscardLimits> {
+        // SAFETY: The file is valid.
+        unsafe {
+            raw::file_can_fallocate(self.as_ptr()).then(|| DiscardLimits {
+                granularity: raw::file_block_size(self.as_ptr()),
+                alignment: 0,
+                secure: false,
+            })
+        }
+    }
+
+    /// Makes a hole of `len` bytes, not 0, at `position`; the file keeps its size. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` and others.
+    pub fn punch_hole(&self, position: u64, len: u64) -> Result {
+        // SAFETY: The file is valid.
+        to_result(unsafe {
+            raw::vfs_fallocate(
+                self.as_ptr(),
+                raw::FALLOC_PUNCH_HOLE,
+                position as i64,
+                len as i64,
+            )
+        })
+    }
+
     /// Submits a read or write of what the request has not transferred yet; `position` is that of
     /// its first byte in the file. Task context; may sleep, with `mode.nowait` only briefly.
     pub fn submit<T: Owner>(&self, io: Mapped<T>, position: u64, mode: Mode) {
@@ -244,6 +276,9 @@ impl File {
             if mode.direct {
                 (*iocb).ki_flags |= raw::IOCB_DIRECT;
             }
+            if mode.durable {
+                (*iocb).ki_flags |= raw::IOCB_DSYNC;
+            }
             if mode.nowait {
                 (*iocb).ki_flags |= raw::IOCB_NOWAIT;
             }
@@ -253,7 +288,7 @@ impl File {
                     Direction::Read => raw::ITER_DEST,
                     Direction::Write => raw::ITER_SOURCE,
                 },
-                (&raw const (*ptr).vecs).cast(),
+                (*ptr).vecs_ptr(),
                 (*ptr).count() as usize,
                 (*ptr).bytes as usize,
             );

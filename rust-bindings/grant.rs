@@ -13,8 +13,9 @@ use crate::{
         Finished,
         List,
         Mapped,
+        Slot,
         Staged,
-        MAX_SEGMENTS, //
+        INLINE_SEGMENTS, //
     },
     log,
     raw, //
@@ -24,15 +25,14 @@ use crate::{
 /// microseconds, and its arrays 5 KiB of memory per ring.
 const BATCH: usize = 64;
 
-const _: () = assert!(MAX_SEGMENTS <= BATCH);
-
-/// Pages kept by a pool at most: as many as a ring of one page can have in use.
-const POOL_MAX: usize = 32 * MAX_SEGMENTS;
+/// Pages kept by a pool at most: as many as a ring of one page can have in use without indirect
+/// requests.
+const POOL_MAX: usize = 32 * INLINE_SEGMENTS;
 
 /// Pages that grants are mapped into: struct pages without memory of their own, where the kernel
 /// has such (`CONFIG_XEN_UNPOPULATED_ALLOC`), else ballooned ones.
 ///
-/// A pool holds back enough pages for one request, so that a ring whose requests have all been
+/// A pool holds back enough pages for one request without indirect segments, so that a ring whose requests have all been
 /// answered can always serve one more.
 ///
 /// # Invariants
@@ -56,7 +56,7 @@ impl PagePool {
         let mut pool = Self {
             pages: KVec::with_capacity(POOL_MAX, GFP_KERNEL)?,
         };
-        for _ in 0..MAX_SEGMENTS {
+        for _ in 0..INLINE_SEGMENTS {
             let page = Self::alloc()?;
             pool.put(page);
         }
@@ -108,15 +108,17 @@ impl Drop for PagePool {
 ///
 /// # Invariants
 ///
-/// The vectors have room for [`BATCH`] elements and are empty between calls.
+/// The vectors have room for [`BATCH`] elements and are empty between calls. During a call, the
+/// slots are those of requests that the call owns, each of them once.
 pub struct Mapper {
     domid: u16,
     map_ops: KVec<raw::gnttab_map_grant_ref>,
     unmap_ops: KVec<raw::gnttab_unmap_grant_ref>,
     pages: KVec<*mut raw::page>,
+    slots: KVec<NonNull<Slot>>,
 }
 
-// SAFETY: The page pointers are only there during a call.
+// SAFETY: The pointers are only there during a call.
 unsafe impl Send for Mapper {}
 
 impl Mapper {
@@ -132,6 +134,7 @@ impl Mapper {
             map_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             unmap_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            slots: KVec::with_capacity(BATCH, GFP_KERNEL)?,
         })
     }
 
@@ -142,17 +145,21 @@ impl Mapper {
         staged: &mut List<Staged<T>>,
         mut then: impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
     ) {
-        let mut batch = List::new();
+        // Requests all of whose operations are in the batch, or have been done.
+        let mut whole = List::new();
         while let Some(mut request) = staged.pop() {
-            if self.map_ops.len() > BATCH.saturating_sub(request.slots().len()) {
-                self.map_batch(&mut batch, &mut then);
-            }
             let flags = if request.guest_memory_is_source() {
                 raw::GNTMAP_HOST_MAP | raw::GNTMAP_READONLY
             } else {
                 raw::GNTMAP_HOST_MAP
             };
             for slot in request.slots_mut() {
+                if self.map_ops.len() >= BATCH {
+                    self.map_batch();
+                    while let Some(request) = whole.pop() {
+                        then(Staged::mapped(request));
+                    }
+                }
                 let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
                 // SAFETY: The operation may be written, the page is valid.
                 unsafe {
@@ -164,20 +171,22 @@ impl Mapper {
                         self.domid,
                     )
                 };
-                // There is room: at most `MAX_SEGMENTS` are added to a vector with as much left.
+                // There is room.
+                //
+                // INVARIANT: The slot's request is in `whole` or at hand until the batch is done.
                 let _ = self.map_ops.push_within_capacity(op);
                 let _ = self.pages.push_within_capacity(slot.page().as_ptr());
+                let _ = self.slots.push_within_capacity(NonNull::from(slot));
             }
-            batch.push(request);
+            whole.push(request);
         }
-        self.map_batch(&mut batch, &mut then);
+        self.map_batch();
+        while let Some(request) = whole.pop() {
+            then(Staged::mapped(request));
+        }
     }
 
-    fn map_batch<T>(
-        &mut self,
-        batch: &mut List<Staged<T>>,
-        then: &mut impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
-    ) {
+    fn map_batch(&mut self) {
         if !self.map_ops.is_empty() {
             // The result says no more than the status of each operation: an operation that Xen did
             // not get to keeps the positive status that it was prepared with.
@@ -192,29 +201,24 @@ impl Mapper {
                 )
             };
         }
-        let mut ops = self.map_ops.iter();
-        while let Some(mut request) = batch.pop() {
-            let mut good = true;
-            for (slot, op) in request.slots_mut().iter_mut().zip(&mut ops) {
-                if op.status == raw::GNTST_okay as i16 {
-                    slot.set_mapped(op.handle);
-                } else {
-                    good = false;
-                    if log::permitted() {
-                        pr_warn!(
-                            "dom{}: grant {} of a request cannot be mapped (grant table error {})\n",
-                            self.domid,
-                            slot.gref(),
-                            op.status
-                        );
-                    }
-                }
+        for (slot, op) in self.slots.iter_mut().zip(&self.map_ops) {
+            // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
+            let slot = unsafe { slot.as_mut() };
+            if op.status == raw::GNTST_okay as i16 {
+                // INVARIANT: Mapped just now.
+                slot.set_mapped(op.handle);
+            } else if log::permitted() {
+                pr_warn!(
+                    "dom{}: grant {} of a request cannot be mapped (grant table error {})\n",
+                    self.domid,
+                    slot.gref(),
+                    op.status
+                );
             }
-            // INVARIANT: All slots have been mapped if `good`.
-            then(request.mapped(good));
         }
         self.map_ops.clear();
         self.pages.clear();
+        self.slots.clear();
     }
 
     /// Unmaps all grants of the requests in `done`, gives their pages back to `pool`, and hands
@@ -229,8 +233,8 @@ impl Mapper {
         held: &mut List<Done<T>>,
         mut then: impl FnMut(Finished<T>),
     ) {
-        let mut batch = List::new();
-        while let Some(request) = done.pop() {
+        let mut whole = List::new();
+        while let Some(mut request) = done.pop() {
             let referenced = request.slots().iter().any(|slot| {
                 // SAFETY: The page is valid.
                 unsafe { raw::page_count(slot.page().as_ptr()) > 1 }
@@ -239,13 +243,14 @@ impl Mapper {
                 held.push(request);
                 continue;
             }
-            if self.unmap_ops.len() > BATCH.saturating_sub(request.slots().len()) {
-                self.unmap_batch(pool, &mut batch, &mut then);
-            }
-            for slot in request.slots() {
+            for slot in request.slots_mut() {
                 let Some(handle) = slot.handle() else {
                     continue;
                 };
+                if self.unmap_ops.len() >= BATCH {
+                    self.unmap_batch();
+                    self.finish(pool, &mut whole, &mut then);
+                }
                 let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
                 // SAFETY: The operation may be written, the page is valid.
                 unsafe {
@@ -256,21 +261,20 @@ impl Mapper {
                         handle,
                     )
                 };
-                // There is room: at most `MAX_SEGMENTS` are added to a vector with as much left.
+                // There is room.
+                //
+                // INVARIANT: The slot's request is in `whole` or at hand until the batch is done.
                 let _ = self.unmap_ops.push_within_capacity(op);
                 let _ = self.pages.push_within_capacity(slot.page().as_ptr());
+                let _ = self.slots.push_within_capacity(NonNull::from(slot));
             }
-            batch.push(request);
+            whole.push(request);
         }
-        self.unmap_batch(pool, &mut batch, &mut then);
+        self.unmap_batch();
+        self.finish(pool, &mut whole, &mut then);
     }
 
-    fn unmap_batch<T>(
-        &mut self,
-        pool: &mut PagePool,
-        batch: &mut List<Done<T>>,
-        then: &mut impl FnMut(Finished<T>),
-    ) {
+    fn unmap_batch(&mut self) {
         if !self.unmap_ops.is_empty() {
             // SAFETY: Both arrays have `len` elements; the pages are mapped by the handles.
             unsafe {
@@ -282,17 +286,29 @@ impl Mapper {
                 )
             };
         }
-        let mut ops = self.unmap_ops.iter();
-        while let Some(request) = batch.pop() {
+        for (slot, op) in self.slots.iter_mut().zip(&self.unmap_ops) {
+            if op.status == raw::GNTST_okay as i16 {
+                // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
+                //
+                // INVARIANT: Unmapped just now.
+                unsafe { slot.as_mut() }.set_unmapped();
+            }
+        }
+        self.unmap_ops.clear();
+        self.pages.clear();
+        self.slots.clear();
+    }
+
+    /// Gives back the pages of unmapped requests.
+    fn finish<T>(
+        &self,
+        pool: &mut PagePool,
+        whole: &mut List<Done<T>>,
+        then: &mut impl FnMut(Finished<T>),
+    ) {
+        while let Some(request) = whole.pop() {
             for slot in request.slots() {
-                let unmapped = match slot.handle() {
-                    None => true,
-                    Some(_) => ops
-                        .next()
-                        .is_some_and(|op| op.status == raw::GNTST_okay as i16),
-                };
-                if unmapped {
-                    // INVARIANT: Not mapped, or not any more.
+                if slot.handle().is_none() {
                     pool.put(slot.page());
                 } else {
                     // The page may still show the guest's memory; it can never be used again.
@@ -304,7 +320,61 @@ impl Mapper {
             }
             then(request.finish());
         }
-        self.unmap_ops.clear();
-        self.pages.clear();
+    }
+}
+
+/// A private copy of a guest's page.
+#[repr(C, align(4096))]
+struct CopiedPage([u32; WORDS_PER_PAGE]);
+
+const WORDS_PER_PAGE: usize = blkif::abi::PAGE_SIZE as usize / 4;
+
+/// Copies of guests' pages, made by Xen: whatever the guest does to its page later, the copy stays.
+///
+/// # Invariants
+///
+/// The page begins at a multiple of its size.
+pub struct Copier {
+    domid: u16,
+    page: KBox<CopiedPage>,
+}
+
+impl Copier {
+    /// Creates a copier for grants of the domain `domid`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(domid: u16) -> Result<Self> {
+        let mut page = KBox::<CopiedPage>::new_uninit(GFP_KERNEL | __GFP_NOWARN)?;
+        // SAFETY: The memory is ours, and zeroes are valid for an array of integers.
+        let page = unsafe {
+            page.as_mut_ptr().write_bytes(0, 1);
+            page.assume_init()
+        };
+        // INVARIANT: Allocations are aligned as their type wants it.
+        Ok(Self { domid, page })
+    }
+
+    /// Copies the first `words` words, at most 1024, of the page behind a grant. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if the guest has granted no such page.
+    pub fn copy(&mut self, gref: u32, words: usize) -> Result<&[u32]> {
+        let words = words.min(WORDS_PER_PAGE);
+        // SAFETY: The page is memory of the kernel's linear mapping, and at least as long.
+        let status = unsafe {
+            raw::gnttab_copy_from(
+                self.domid,
+                gref,
+                self.page.0.as_mut_ptr().cast(),
+                words.wrapping_mul(4) as u32,
+            )
+        };
+        if status != raw::GNTST_okay as i32 {
+            return Err(EFAULT);
+        }
+        self.page.0.get(..words).ok_or(EINVAL)
     }
 }

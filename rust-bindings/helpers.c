@@ -18,10 +18,28 @@
 #include <linux/sched/mm.h>
 #include <linux/workqueue.h>
 #include <xen/grant_table.h>
+#include <xen/page.h>
 
 #ifndef __rust_helper
 #define __rust_helper
 #endif
+
+/* Copies the beginning of a granted page to that of a page of ours; gives the GNTST_ status. */
+__rust_helper int rust_helper_gnttab_copy_from(domid_t domid, grant_ref_t gref, void *page,
+					       unsigned int len)
+{
+	struct gnttab_copy op = {
+		.source.u.ref = gref,
+		.source.domid = domid,
+		.dest.u.gmfn = virt_to_gfn(page),
+		.dest.domid = DOMID_SELF,
+		.len = len,
+		.flags = GNTCOPY_source_gref,
+	};
+
+	gnttab_batch_copy(&op, 1);
+	return op.status;
+}
 
 __rust_helper unsigned int rust_helper_num_online_cpus(void)
 {
@@ -120,6 +138,21 @@ __rust_helper unsigned int rust_helper_bdev_logical_block_size(struct block_devi
 __rust_helper unsigned int rust_helper_bdev_physical_block_size(struct block_device *bdev)
 {
 	return bdev_physical_block_size(bdev);
+}
+
+__rust_helper unsigned int rust_helper_bdev_max_discard_sectors(struct block_device *bdev)
+{
+	return bdev_max_discard_sectors(bdev);
+}
+
+__rust_helper unsigned int rust_helper_bdev_discard_granularity(struct block_device *bdev)
+{
+	return bdev_discard_granularity(bdev);
+}
+
+__rust_helper unsigned int rust_helper_bdev_max_secure_erase_sectors(struct block_device *bdev)
+{
+	return bdev_max_secure_erase_sectors(bdev);
 }
 
 __rust_helper bool rust_helper_bdev_write_cache(struct block_device *bdev)
@@ -230,4 +263,15 @@ __rust_helper int rust_helper_log_ratelimit(void)
 	static DEFINE_RATELIMIT_STATE(rs, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
 
 	return __ratelimit(&rs);
+}
+
+/* Whether parts of a file can be given up by vfs_fallocate(). */
+__rust_helper bool rust_helper_file_can_fallocate(struct file *file)
+{
+	return file->f_op->fallocate;
+}
+
+__rust_helper unsigned int rust_helper_file_block_size(struct file *file)
+{
+	return i_blocksize(file_inode(file));
 }

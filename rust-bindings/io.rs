@@ -43,8 +43,11 @@ use crate::{
     work::OwnedQueue, //
 };
 
-/// Segments that a request has room for.
-pub const MAX_SEGMENTS: usize = blkif::abi::MAX_SEGMENTS;
+/// Most segments of a request.
+pub const MAX_SEGMENTS: usize = blkif::abi::MAX_INDIRECT_SEGMENTS as usize;
+
+/// Segments that every request has room for: as many as fit into a slot of the ring.
+pub const INLINE_SEGMENTS: usize = blkif::abi::MAX_SEGMENTS;
 
 /// The driver's part of a request.
 pub trait Owner: Sized + Send + 'static {
@@ -68,6 +71,17 @@ pub enum Retry {
     Partial,
     /// The file system does not do direct I/O of this kind.
     NotDirect,
+}
+
+/// How parts of a medium can be given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiscardLimits {
+    /// Smallest unit that is really given up, in bytes.
+    pub granularity: u32,
+    /// Where the first such unit begins, in bytes.
+    pub alignment: u32,
+    /// The contents can be made unreadable.
+    pub secure: bool,
 }
 
 /// Does the error say that the operation as such is not supported (`EOPNOTSUPP`)?
@@ -116,6 +130,10 @@ impl Slot {
     pub(crate) fn set_mapped(&mut self, handle: u32) {
         self.handle = handle;
     }
+
+    pub(crate) fn set_unmapped(&mut self) {
+        self.handle = NOT_MAPPED;
+    }
 }
 
 /// What does the I/O. Which one is in use is known to the module that submitted it.
@@ -125,11 +143,18 @@ pub(crate) union Target {
     pub(crate) file: ManuallyDrop<FileOp>,
 }
 
+/// Pages of a request and the vector of their pieces.
+struct Segments<const N: usize> {
+    slots: [MaybeUninit<Slot>; N],
+    vecs: [MaybeUninit<raw::bio_vec>; N],
+}
+
 /// All of a request's memory.
 ///
 /// # Invariants
 ///
-/// The first `count` elements of `slots` and `vecs` are initialised.
+/// The segments are in `large` if there is one, else in `small`; the first `count` elements of both
+/// arrays are initialised.
 #[repr(C)]
 pub(crate) struct Inner<T> {
     link: UnsafeCell<raw::llist_node>,
@@ -140,13 +165,13 @@ pub(crate) struct Inner<T> {
     /// Result of the I/O: 0 or a negative error number.
     pub(crate) result: Atomic<i32>,
     direction: Direction,
-    count: u8,
+    count: u16,
     /// Length of the data in bytes.
     pub(crate) bytes: u32,
     /// How much of them has been transferred.
     pub(crate) progress: u32,
-    slots: [MaybeUninit<Slot>; MAX_SEGMENTS],
-    pub(crate) vecs: [MaybeUninit<raw::bio_vec>; MAX_SEGMENTS],
+    small: Segments<INLINE_SEGMENTS>,
+    large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
     data: T,
 }
 
@@ -159,39 +184,124 @@ impl<T> Inner<T> {
         self.direction
     }
 
-    fn slots(&self) -> &[Slot] {
-        let count = usize::from(self.count).min(MAX_SEGMENTS);
-        // SAFETY: By the type invariant as many elements are initialised.
-        unsafe { core::slice::from_raw_parts(self.slots.as_ptr().cast(), count) }
+    /// First elements of the arrays, and how many there is room for.
+    fn segments(&self) -> (*const Slot, *const raw::bio_vec, usize) {
+        match &self.large {
+            None => (
+                self.small.slots.as_ptr().cast(),
+                self.small.vecs.as_ptr().cast(),
+                INLINE_SEGMENTS,
+            ),
+            Some(large) => {
+                let large = large.as_ptr();
+                // SAFETY: The pointers stay within the allocation, which is not read.
+                unsafe {
+                    (
+                        (&raw const (*large).slots).cast(),
+                        (&raw const (*large).vecs).cast(),
+                        MAX_SEGMENTS,
+                    )
+                }
+            }
+        }
     }
 
-    fn vecs(&self) -> &[raw::bio_vec] {
-        let count = usize::from(self.count).min(MAX_SEGMENTS);
+    /// As [`Inner::segments`], for writing.
+    fn segments_mut(&mut self) -> (*mut Slot, *mut raw::bio_vec, usize) {
+        match &mut self.large {
+            None => (
+                self.small.slots.as_mut_ptr().cast(),
+                self.small.vecs.as_mut_ptr().cast(),
+                INLINE_SEGMENTS,
+            ),
+            Some(large) => {
+                let large = large.as_mut_ptr();
+                // SAFETY: The pointers stay within the allocation, which is not read.
+                unsafe {
+                    (
+                        (&raw mut (*large).slots).cast(),
+                        (&raw mut (*large).vecs).cast(),
+                        MAX_SEGMENTS,
+                    )
+                }
+            }
+        }
+    }
+
+    fn slots(&self) -> &[Slot] {
+        let (slots, _, room) = self.segments();
         // SAFETY: By the type invariant as many elements are initialised.
-        unsafe { core::slice::from_raw_parts(self.vecs.as_ptr().cast(), count) }
+        unsafe { core::slice::from_raw_parts(slots, usize::from(self.count).min(room)) }
     }
 
     fn slots_mut(&mut self) -> &mut [Slot] {
-        let count = usize::from(self.count).min(MAX_SEGMENTS);
+        let (slots, _, room) = self.segments_mut();
         // SAFETY: By the type invariant as many elements are initialised.
-        unsafe { core::slice::from_raw_parts_mut(self.slots.as_mut_ptr().cast(), count) }
+        unsafe { core::slice::from_raw_parts_mut(slots, usize::from(self.count).min(room)) }
+    }
+
+    /// The pieces of memory, as the block layer reads them.
+    pub(crate) fn vecs(&self) -> &[raw::bio_vec] {
+        let (_, vecs, room) = self.segments();
+        // SAFETY: By the type invariant as many elements are initialised.
+        unsafe { core::slice::from_raw_parts(vecs, usize::from(self.count).min(room)) }
+    }
+
+    /// First of the pieces of memory, for the block layer, which does not change them.
+    pub(crate) fn vecs_ptr(&mut self) -> *mut raw::bio_vec {
+        self.segments_mut().1
     }
 }
 
 /// Memory for a request, without one.
-pub struct Memory<T>(KBox<MaybeUninit<Inner<T>>>);
+pub struct Memory<T> {
+    inner: KBox<MaybeUninit<Inner<T>>>,
+    large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
+}
 
 // SAFETY: There is nothing in it.
 unsafe impl<T: Send> Send for Memory<T> {}
 
 impl<T> Memory<T> {
-    /// Allocates. May sleep, unless in a scope that forbids it.
+    /// Allocates, for a request of so many segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
+    /// scope that forbids it.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new() -> Result<Self> {
-        Ok(Self(KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?))
+    pub fn new(segments: usize) -> Result<Self> {
+        let mut memory = Self {
+            inner: KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?,
+            large: None,
+        };
+        memory.grow(segments)?;
+        Ok(memory)
+    }
+
+    /// Makes room for so many segments.
+    fn grow(&mut self, segments: usize) -> Result {
+        if segments > INLINE_SEGMENTS && self.large.is_none() {
+            self.large = Some(KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?);
+        }
+        Ok(())
+    }
+
+    /// The same memory, if it has room for so many segments or can be given it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Gives the memory back.
+    pub fn with_room(mut self, segments: usize) -> core::result::Result<Self, Self> {
+        match self.grow(segments) {
+            Ok(()) => Ok(self),
+            Err(_) => Err(self),
+        }
+    }
+
+    /// Gives up what is not needed for a request whose segments stand in its slot.
+    pub fn shrink(mut self) -> Self {
+        self.large = None;
+        self
     }
 }
 
@@ -276,22 +386,67 @@ pub struct Finished<T> {
     pub memory: Memory<T>,
 }
 
-impl<T> Staged<T> {
-    /// Builds a request in `memory`. `segments` are grant reference, offset and length in bytes of
-    /// each piece of guest memory; at most [`MAX_SEGMENTS`], each within its page. May sleep.
+/// Builds a request from its segments.
+pub struct Builder<'a, T> {
+    inner: &'a mut Inner<T>,
+    pool: &'a mut PagePool,
+}
+
+impl<T> Builder<'_, T> {
+    /// Adds a piece of guest memory: grant reference, offset and length in bytes. May sleep.
     ///
     /// # Errors
     ///
-    /// Gives everything back, with `ENOMEM` if pages cannot be had, `EINVAL` if the segments are not
-    /// as they have to be.
-    pub fn new(
+    /// `ENOMEM` if a page cannot be had, `EINVAL` if the piece does not lie within a page, or if there
+    /// is no room.
+    pub fn add(&mut self, gref: u32, offset: u32, len: u32) -> Result {
+        let end = offset.checked_add(len).ok_or(EINVAL)?;
+        if end > blkif::abi::PAGE_SIZE {
+            return Err(EINVAL);
+        }
+        let index = usize::from(self.inner.count);
+        let (slots, vecs, room) = self.inner.segments_mut();
+        if index >= room {
+            return Err(EINVAL);
+        }
+        let bytes = self.inner.bytes.checked_add(len).ok_or(EINVAL)?;
+        let page = self.pool.get()?;
+        // SAFETY: There is room for the element.
+        //
+        // INVARIANT: The page is from the pool, and not mapped.
+        unsafe {
+            slots.add(index).write(Slot {
+                page,
+                gref,
+                handle: NOT_MAPPED,
+            });
+            vecs.add(index).write(raw::bio_vec {
+                bv_page: page.as_ptr(),
+                bv_len: len,
+                bv_offset: offset,
+            });
+        }
+        self.inner.bytes = bytes;
+        // INVARIANT: The elements were initialised just now.
+        self.inner.count = self.inner.count.wrapping_add(1);
+        Ok(())
+    }
+}
+
+impl<T> Staged<T> {
+    /// Builds a request in `memory`, whose segments `fill` adds.
+    ///
+    /// # Errors
+    ///
+    /// That of `fill`, and gives everything back.
+    pub fn new<E>(
         memory: Memory<T>,
         data: T,
         direction: Direction,
-        segments: impl Iterator<Item = (u32, u32, u32)>,
         pool: &mut PagePool,
-    ) -> core::result::Result<Self, (Error, Memory<T>, T)> {
-        let mut inner = memory.0;
+        fill: impl FnOnce(&mut Builder<'_, T>) -> core::result::Result<(), E>,
+    ) -> core::result::Result<Self, (E, Memory<T>, T)> {
+        let mut inner = memory.inner;
         let ptr = inner.as_mut_ptr();
         // SAFETY: The memory is valid for writing. All fields are written but those that may be
         // uninitialised.
@@ -305,51 +460,25 @@ impl<T> Staged<T> {
             (&raw mut (*ptr).count).write(0);
             (&raw mut (*ptr).bytes).write(0);
             (&raw mut (*ptr).progress).write(0);
+            (&raw mut (*ptr).large).write(memory.large);
             (&raw mut (*ptr).data).write(data);
         }
         // SAFETY: Initialised just now.
         let mut request = Self(unsafe { inner.assume_init() });
-        for segment in segments {
-            if let Err(err) = request.add(segment, pool) {
-                while let Some(slot) = request.0.slots().last().copied() {
+        let mut builder = Builder {
+            inner: &mut request.0,
+            pool,
+        };
+        match fill(&mut builder) {
+            Ok(()) => Ok(request),
+            Err(err) => {
+                for slot in request.0.slots() {
                     pool.put(slot.page());
-                    request.0.count = request.0.count.wrapping_sub(1);
                 }
                 let (memory, data) = request.0.dissolve();
-                return Err((err, memory, data));
+                Err((err, memory, data))
             }
         }
-        Ok(request)
-    }
-
-    fn add(&mut self, (gref, offset, len): (u32, u32, u32), pool: &mut PagePool) -> Result {
-        let end = offset.checked_add(len).ok_or(EINVAL)?;
-        if end > blkif::abi::PAGE_SIZE {
-            return Err(EINVAL);
-        }
-        let inner = &mut *self.0;
-        let index = usize::from(inner.count);
-        let (Some(slot), Some(vec)) = (inner.slots.get_mut(index), inner.vecs.get_mut(index))
-        else {
-            return Err(EINVAL);
-        };
-        let bytes = inner.bytes.checked_add(len).ok_or(EINVAL)?;
-        let page = pool.get()?;
-        // INVARIANT: The page is from the pool, and not mapped.
-        slot.write(Slot {
-            page,
-            gref,
-            handle: NOT_MAPPED,
-        });
-        vec.write(raw::bio_vec {
-            bv_page: page.as_ptr(),
-            bv_len: len,
-            bv_offset: offset,
-        });
-        inner.bytes = bytes;
-        // INVARIANT: The element was initialised just now.
-        inner.count = inner.count.wrapping_add(1);
-        Ok(())
     }
 
     pub(crate) fn slots(&self) -> &[Slot] {
@@ -364,10 +493,10 @@ impl<T> Staged<T> {
         self.0.direction == Direction::Write
     }
 
-    /// The next state: `good` if all slots have been mapped.
-    pub(crate) fn mapped(self, good: bool) -> core::result::Result<Mapped<T>, Done<T>> {
-        if good {
-            // INVARIANT: The caller says so; `add` has checked the vectors.
+    /// The next state, which depends on whether all slots have been mapped.
+    pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Done<T>> {
+        if self.slots().iter().all(|slot| slot.handle().is_some()) {
+            // INVARIANT: Just checked; `add` has checked the vectors.
             Ok(Mapped(self.0))
         } else {
             Err(Done::with(self.0, Err(EFAULT)))
@@ -379,11 +508,16 @@ impl<T> Inner<T> {
     /// Takes the driver's data out. All else has been given back before.
     fn dissolve(self: KBox<Self>) -> (Memory<T>, T) {
         let ptr = KBox::into_raw(self);
-        // SAFETY: The box was valid; its data are read once, and not accessed through the memory any
+        // SAFETY: The box was valid; what owns something is read once, and not accessed through the memory any
         // more, which from here on is uninitialised.
         unsafe {
             let data = (&raw const (*ptr).data).read();
-            (Memory(KBox::from_raw(ptr.cast())), data)
+            let large = (&raw const (*ptr).large).read();
+            let memory = Memory {
+                inner: KBox::from_raw(ptr.cast()),
+                large,
+            };
+            (memory, data)
         }
     }
 }
@@ -442,6 +576,10 @@ impl<T> Done<T> {
 
     pub(crate) fn slots(&self) -> &[Slot] {
         self.0.slots()
+    }
+
+    pub(crate) fn slots_mut(&mut self) -> &mut [Slot] {
+        self.0.slots_mut()
     }
 
     pub(crate) fn finish(self) -> Finished<T> {

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What holds all rings of a disk back for a barrier.
+//!
+//! A barrier is done when everything taken before it from any ring has been answered, and before
+//! anything else is taken from any. The ring that has it closes the gate; each other ring, once it
+//! has nothing left to answer, says so; the last one to do so wakes the first. No request pays for
+//! it as long as there are no barriers, except by a look at one flag that hardly ever changes.
+//!
+//! Owns references to the rings while they are connected. Lock order: a ring's state, then
+//! [`Gate::inner`], inside of which nothing is locked.
+
+#![forbid(unsafe_code)]
+
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+use crate::ring::Ring;
+
+#[pin_data]
+pub(crate) struct Gate {
+    /// No ring may take requests. Only a hint outside of the lock: a ring that has missed it is
+    /// waited for.
+    closed: Atomic<bool>,
+    #[pin]
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    rings: KVec<Arc<Ring>>,
+    /// Number of the ring that has closed the gate.
+    owner: Option<usize>,
+    /// Rings besides the owner that have nothing left to answer.
+    quiet: usize,
+    /// Counts the closings.
+    closings: u64,
+}
+
+/// A ring's memory of the last closing that it has said it is quiet for.
+pub(crate) struct Seen(u64);
+
+impl Seen {
+    pub(crate) const fn new() -> Self {
+        Self(0)
+    }
+}
+
+impl Gate {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                closed: Atomic::new(false),
+                inner <- new_mutex!(Inner {
+                    rings: KVec::new(),
+                    owner: None,
+                    quiet: 0,
+                    closings: 0,
+                }),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Makes the rings known, in the order of their numbers.
+    pub(crate) fn connect(&self, rings: KVec<Arc<Ring>>) {
+        self.inner.lock().rings = rings;
+    }
+
+    /// Forgets the rings, which must be drained.
+    pub(crate) fn disconnect(&self) {
+        let rings = core::mem::take(&mut self.inner.lock().rings);
+        drop(rings);
+    }
+
+    /// Must nothing be taken?
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// Closes the gate for a barrier of the ring `number`, unless another ring has. Whether all other
+    /// rings are quiet, so that the barrier can be done as soon as this one is. May sleep.
+    pub(crate) fn close(&self, number: usize) -> bool {
+        let mut inner = self.inner.lock();
+        match inner.owner {
+            None => {
+                inner.owner = Some(number);
+                inner.quiet = 0;
+                inner.closings = inner.closings.wrapping_add(1);
+                self.closed.store(true, Relaxed);
+                for ring in &inner.rings {
+                    if ring.number() != number {
+                        ring.schedule();
+                    }
+                }
+            }
+            Some(owner) if owner != number => return false,
+            Some(_) => {}
+        }
+        inner.quiet >= inner.rings.len().saturating_sub(1)
+    }
+
+    /// The ring `number` has nothing left to answer but a barrier of its own. May sleep.
+    pub(crate) fn quiet(&self, number: usize, seen: &mut Seen) {
+        let mut inner = self.inner.lock();
+        let Some(owner) = inner.owner else {
+            return;
+        };
+        if owner == number || seen.0 == inner.closings {
+            return;
+        }
+        seen.0 = inner.closings;
+        inner.quiet = inner.quiet.wrapping_add(1);
+        if inner.quiet >= inner.rings.len().saturating_sub(1) {
+            if let Some(ring) = inner.rings.get(owner) {
+                ring.schedule();
+            }
+        }
+    }
+
+    /// The barrier of the ring that has closed the gate is through. May sleep.
+    pub(crate) fn open(&self) {
+        let mut inner = self.inner.lock();
+        inner.owner = None;
+        self.closed.store(false, Relaxed);
+        for ring in &inner.rings {
+            ring.schedule();
+        }
+    }
+}

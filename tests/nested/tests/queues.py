@@ -16,7 +16,8 @@ def run(env: Env) -> None:
     # dom0 may have one processor only, and offers as many queues.
     sh(f"modprobe {env.driver}; echo 4 >/sys/module/{env.driver}/parameters/max_queues")
     for vcpus, order in ((2, 0), (1, 4), (2, 2)):
-        guest = env.guest(env.disk(image, "xvda"), env.disk(device, "xvdb"), vcpus=vcpus,
+        # With persistent grants the frontend keeps 64 MiB for a ring of 16 pages.
+        guest = env.guest(env.disk(image, "xvda"), env.disk(device, "xvdb"), vcpus=vcpus, memory=512,
                           extra=f"xen_blkfront.max_ring_page_order={order}")
         for vdev in ("xvda", "xvdb"):
             front = env.store.read(f"{guest.backend(vdev)}/frontend")

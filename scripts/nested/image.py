@@ -41,7 +41,7 @@ PACKAGES = (f"xen-utils-{XEN} xen-hypervisor-{XEN}-amd64 xenstore-utils qemu-sys
 DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay
     xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs xen-scsiback xen-netback tun
     scsi_debug nbd isofs vfat overlay nls_ascii configs""".split()
-GUEST_MODULES = ("xen-blkfront", "ext4")
+GUEST_MODULES = ("xen-blkfront", "xen-gntalloc", "xen-gntdev", "xen-evtchn", "ext4")
 GUEST_PROGRAMS = ("usr/bin/fio", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/blkdiscard", "usr/bin/dd")
 # fio is linked with the clients of storage clusters, 50 MB in all. In a guest they are empty stand-ins.
 FIO_LIBRARIES = ("libnuma.so.1", "libz.so.1", "libm.so.6", "libaio.so.1t64", "libc.so.6")

@@ -27,7 +27,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
-from vm import TESTS, Dead, Machine, module_files  # noqa: E402
+from vm import TESTS, Dead, Machine, frontend_files, module_files  # noqa: E402
 from xb.common import Fail, lock, read_json, say, write_json  # noqa: E402
 
 BACKENDS = ("rs", "loop", "qdisk")
@@ -75,7 +75,7 @@ class Runner:
                  loops: float) -> None:
         self.image = image.ensure(kver)
         self.kver, self.backend, self.verbose, self.cpus, self.loops = kver, backend, verbose, cpus, loops
-        self.files = module_files(kver, backend)
+        self.files = [*module_files(kver, backend), *frontend_files()]
         times = read_json(TIMES).get(backend, {})
         self.queue = sorted(tests, key=lambda test: -times.get(test.name, test.estimate))
         self.jobs = max(1, min(jobs, len(tests)))
@@ -194,7 +194,7 @@ def default_kver() -> str:
 
 def shell(kver: str, backend: str) -> int:
     """dom0's console on this terminal; Ctrl-A X ends QEMU."""
-    machine = Machine(image.ensure(kver), module_files(kver, backend), kernel="xb.shell=1")
+    machine = Machine(image.ensure(kver), [*module_files(kver, backend), *frontend_files()], kernel="xb.shell=1")
     try:
         import subprocess
         return subprocess.run(machine.command(None)).returncode
@@ -203,7 +203,7 @@ def shell(kver: str, backend: str) -> int:
 
 
 def execute(kver: str, backend: str, command: str) -> int:
-    with Machine(image.ensure(kver), module_files(kver, backend)) as machine:
+    with Machine(image.ensure(kver), [*module_files(kver, backend), *frontend_files()]) as machine:
         machine.boot()
         for message in machine.execute(command):
             if "log" in message:

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from image import NESTED, TOP, Image
-from xb.common import BUILD, Fail
+from image import NESTED, TOP, Image, write_cpio
+from xb import frontend
+from xb.common import BUILD, Fail, remove
 
 ROOT = BUILD / "root"
 TESTS = TOP / "tests/nested"
@@ -60,6 +61,22 @@ def module_files(kver: str, backend: str) -> list[tuple[Path, str, int]]:
         if (DIST / name).exists():
             files.append((DIST / name, target, mode))
     return files
+
+
+def frontend_files() -> list[tuple[Path, str, int]]:
+    """The ring-level frontend, as an archive that dom0 appends to the ramdisk of a guest: so no image depends on it."""
+    binary = frontend.build()
+    archive = NESTED / "frontend.cpio"
+    if not archive.exists() or archive.stat().st_mtime < binary.stat().st_mtime:
+        tree = NESTED / ".frontend"
+        remove(tree)
+        (tree / "sbin").mkdir(parents=True)
+        shutil.copy(binary, tree / "sbin/blkif-frontend")
+        new = archive.with_name(f".{archive.name}.{os.getpid()}")
+        write_cpio(tree, new)
+        new.rename(archive)
+        remove(tree)
+    return [(archive, "opt/guest/frontend.cpio", 0o644)]
 
 
 def tar_drive(target: Path, files: list[tuple[Path, str, int]]) -> None:

@@ -28,6 +28,8 @@ PACKAGES = (
     " pahole rsync xz-utils zstd kmod cpio python3 perl patch git libclang-dev clang pkgconf"
     # headers that the protocol crate's tests compare with, and the crates that they use
     " libxen-dev libc6-dev librust-proptest-dev"
+    # the crates of tests/frontend
+    " librust-clap-dev librust-libc-dev librust-serde-json-dev"
     # the test system: image tools and the emulator
     " qemu-system-x86 e2fsprogs xfsprogs btrfs-progs mmdebstrap busybox-static fdisk"
     " ca-certificates curl debian-archive-keyring"

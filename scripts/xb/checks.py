@@ -12,20 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import archive, buildroot, module
+from . import archive, buildroot, frontend, module
 from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
 
 RUST_DIRS = ("blkback", "rust-bindings")
 SAFE_DIR = "blkback"
 UNSAFE_DIR = "rust-bindings"
 BLKIF = TOP / "blkback/blkif"
-DEBIAN_CRATES = """\
-[source.crates-io]
-replace-with = "debian"
-[source.debian]
-directory = "/usr/share/cargo/registry"
-"""
-
 # Attributes that would turn off what makes people justify unsafe code.
 SILENCED = re.compile(r"\b(?:allow|expect)\s*\([^)]*?\b(undocumented_unsafe_blocks|missing_safety_doc|unsafe_op_in_unsafe_fn)\b")
 
@@ -135,20 +128,8 @@ def cargo(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
     """The protocol crate's own tests: yields (name, "" or why it failed) for each of them."""
     if not (BLKIF / "Cargo.toml").exists():
         raise Fail(f"{rel(BLKIF)} has no Cargo.toml")
-    home, crate = BUILD / "cargo-home", BUILD / "cargo-blkif"
-    env = {"CARGO_HOME": str(home), "CARGO_TARGET_DIR": str(BUILD / "cargo-target"), "CARGO_TERM_COLOR": "never",
-           "RUSTFLAGS": "-Dwarnings"}
-    # Crates come from Debian's packages, not from crates.io: the package archive is the only network that we need.
-    # Their versions are not those of Cargo.lock, and cargo would write its own beside Cargo.toml: hence the links.
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "config.toml").write_text(DEBIAN_CRATES)
-    crate.mkdir(exist_ok=True)
-    for link in crate.iterdir():
-        if link.is_symlink():
-            link.unlink()
-    for entry in BLKIF.iterdir():
-        if entry.name not in ("Cargo.lock", "target"):
-            (crate / entry.name).symlink_to(entry)
+    crate = BUILD / "cargo-blkif"
+    env = frontend.prepare(BLKIF, crate)
     problem = ""
     try:
         with step("cargo test of the protocol crate"):

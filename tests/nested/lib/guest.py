@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 KERNEL = "/opt/guest/vmlinux"
 RAMDISK = "/opt/guest/guest.cpio"
+# The kernel unpacks one archive after the other.
+FRONTEND = "/opt/guest/frontend.cpio"
 EXTRA = "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on"
 TMP = Path("/run/xb-guests")
 
@@ -38,6 +40,17 @@ def vdev_number(vdev: str) -> int:
     return 202 << 8 | disk << 4 | partition if disk < 16 and partition < 16 else 1 << 28 | disk << 8 | partition
 
 
+def with_frontend() -> Path:
+    """The ramdisk with the ring-level frontend, put together at its first use in a boot."""
+    path = TMP / "frontend.cpio"
+    if not path.exists():
+        with path.open("wb") as file:
+            for part in (RAMDISK, FRONTEND):
+                file.write(Path(part).read_bytes())
+                file.write(b"\0" * (-file.tell() % 4))
+    return path
+
+
 class Result:
     """What a command in a guest said."""
 
@@ -52,7 +65,8 @@ class Guest:
     ids = itertools.count(1)
 
     def __init__(self, env: Env, disks: list[str], *, name: str | None = None, kind: str = "pv", memory: int = 192,
-                 vcpus: int = 1, extra: str = "", kernel: str = KERNEL, more: str = "") -> None:
+                 vcpus: int = 1, extra: str = "", kernel: str = KERNEL, more: str = "", frontend: bool = False) -> None:
+        """With frontend=True the guest's kernel leaves the disks alone, and the program blkif-frontend is there."""
         self.env = env
         self.name = name or f"g{next(self.ids)}"
         self.domid = 0
@@ -61,9 +75,14 @@ class Guest:
         self.transcript = b""
         self.config = TMP / f"{self.name}.cfg"
         TMP.mkdir(exist_ok=True)
+        ramdisk = RAMDISK
+        if frontend:
+            extra += " xb.nofront"
+            ramdisk = str(with_frontend())
+        self.frontend = frontend
         command_line = f"{EXTRA} {extra}".strip()
         lines = [f'name = "{self.name}"', f'type = "{kind}"', f"memory = {memory}", f"maxmem = {memory}", f"vcpus = {vcpus}",
-                 f'kernel = "{kernel}"', f'ramdisk = "{RAMDISK}"', f'extra = "{command_line}"',
+                 f'kernel = "{kernel}"', f'ramdisk = "{ramdisk}"', f'extra = "{command_line}"',
                  'tsc_mode = "native"', 'on_crash = "destroy"', 'on_reboot = "destroy"',
                  "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in disks) + " ]"]
         self.config.write_text("\n".join(lines) + "\n" + more)
@@ -135,7 +154,7 @@ class Guest:
 
     def wait_disks(self, *vdevs: str) -> None:
         """Waits in the guest until it has these disks, with their sizes."""
-        if not vdevs:
+        if not vdevs or self.frontend:
             return
         result = self.run(f"for d in {' '.join(vdevs)}; do n=0; until [ -b /dev/$d ] && [ $(cat /sys/class/block/$d/size) -gt 0 ]; do "
                           "n=$((n+1)); [ $n -lt 400 ] || { echo $d; exit 1; }; usleep 50000; done; done")

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A disk: what the backend offers, and the way through the xenbus states to a connection and back.
+
+use std::time::{Duration, Instant};
+
+use blkif::abi::Abi;
+
+use crate::error::{fail, Error, Result};
+use crate::ring::Ring;
+use crate::xenstore::Store;
+
+/// `enum xenbus_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Not started, or starting anew.
+    Initialising = 1,
+    /// The backend waits for the frontend's nodes.
+    InitWait = 2,
+    /// The frontend's nodes are there.
+    Initialised = 3,
+    /// Requests are served.
+    Connected = 4,
+    /// About to end.
+    Closing = 5,
+    /// Ended.
+    Closed = 6,
+}
+
+impl State {
+    const ALL: [State; 6] = [
+        State::Initialising,
+        State::InitWait,
+        State::Initialised,
+        State::Connected,
+        State::Closing,
+        State::Closed,
+    ];
+
+    fn from_number(number: u8) -> Option<State> {
+        State::ALL.into_iter().find(|state| *state as u8 == number)
+    }
+}
+
+/// How to connect.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Number of the virtual device.
+    pub device: u32,
+    /// Layout of the rings.
+    pub abi: Abi,
+    /// Whether to leave out the node that names the layout.
+    pub anonymous_abi: bool,
+    /// Logarithm of the number of pages of each ring.
+    pub ring_order: u32,
+    /// Number of rings.
+    pub queues: u32,
+    /// Whether to promise that pages stay granted.
+    pub persistent: bool,
+    /// Where the ring's indices start.
+    pub first_index: u32,
+    /// How long the backend may take for a step.
+    pub timeout: Duration,
+}
+
+/// What the backend says about the disk.
+#[derive(Clone, Debug, Default)]
+pub struct Properties {
+    /// Size in units of 512 bytes.
+    pub sectors: u64,
+    /// Logical block size in bytes.
+    pub sector_size: u32,
+    /// The disk must not be written.
+    pub readonly: bool,
+    /// `feature-flush-cache`
+    pub flush: bool,
+    /// `feature-barrier`
+    pub barrier: bool,
+    /// `feature-discard`
+    pub discard: bool,
+    /// `discard-granularity` in bytes, 0 if not given.
+    pub discard_granularity: u32,
+    /// `feature-max-indirect-segments`, 0 without.
+    pub indirect: u32,
+    /// `feature-persistent`
+    pub persistent: bool,
+    /// `multi-queue-max-queues`, 1 without.
+    pub max_queues: u32,
+    /// `max-ring-page-order`, 0 without.
+    pub max_ring_order: u32,
+}
+
+/// `VDISK_READONLY` of the node `info`.
+const INFO_READONLY: u32 = 4;
+
+/// A connected disk.
+pub struct Device {
+    store: Store,
+    front: String,
+    back: String,
+    config: Config,
+    /// What the backend offers.
+    pub properties: Properties,
+    /// The backend's domain.
+    pub backend_id: u16,
+    /// Its rings.
+    pub rings: Vec<Ring>,
+}
+
+impl Device {
+    /// Connects to a disk, whatever state a former run has left it in.
+    pub fn connect(config: Config) -> Result<Device> {
+        let mut store = Store::open()?;
+        let front = format!("device/vbd/{}", config.device);
+        let Some(back) = store.read(&format!("{front}/backend"))? else {
+            let disks = store.list("device/vbd")?.join(" ");
+            fail!("xenstore: there is no {front}/backend: choose another --device; the guest has: {disks}");
+        };
+        let backend_id = store
+            .number(&format!("{front}/backend-id"))?
+            .ok_or_else(|| format!("xenstore: there is no {front}/backend-id"))?;
+        let mut device = Device {
+            store,
+            front,
+            back,
+            config,
+            properties: Properties::default(),
+            backend_id,
+            rings: Vec::new(),
+        };
+        device.reset()?;
+        match device.establish() {
+            Ok(()) => Ok(device),
+            Err(error) => {
+                // The first error is the one that matters; the next run would get over a state left behind.
+                let _ = device.close();
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes the connection: the backend has let go of every page when this returns without an error.
+    pub fn disconnect(mut self) -> Result<()> {
+        let abandoned: u32 = self.rings.iter().map(Ring::in_flight).sum();
+        self.close()?;
+        if abandoned > 0 {
+            fail!("disconnected with {abandoned} requests in flight");
+        }
+        Ok(())
+    }
+
+    /// Number of slots of all rings together.
+    pub fn entries(&self) -> u32 {
+        self.rings.iter().map(Ring::entries).sum()
+    }
+
+    fn set(&mut self, state: State) -> Result<()> {
+        self.store
+            .write(&format!("{}/state", self.front), &(state as u8).to_string())
+    }
+
+    fn backend_state(&mut self) -> Result<Option<State>> {
+        let number = self.store.number::<u8>(&format!("{}/state", self.back))?;
+        Ok(number.and_then(State::from_number))
+    }
+
+    /// Waits for one of the states `wanted`; fails at once in a state of `wrong`.
+    fn await_backend(&mut self, wanted: &[State], wrong: &[State], why: &str) -> Result<()> {
+        let deadline = Instant::now() + self.config.timeout;
+        loop {
+            let state = self.backend_state()?;
+            let name = state.map_or("missing or unknown".to_owned(), |state| {
+                format!("{} ({state:?})", state as u8)
+            });
+            match state {
+                Some(state) if wanted.contains(&state) => return Ok(()),
+                Some(state) if wrong.contains(&state) => fail!(
+                    "{}/state went to {name} instead of {wanted:?} {why}: the backend refused; its reason is in dom0's \
+                     kernel log and in the node error/{}/error of its domain",
+                    self.back,
+                    self.back.trim_start_matches(&format!("/local/domain/{}/", self.backend_id))
+                ),
+                None if self.store.read(&format!("{}/online", self.back))?.is_none() => {
+                    fail!("{} is gone {why}: the disk was detached", self.back)
+                }
+                _ => {}
+            }
+            if Instant::now() > deadline {
+                let online = self
+                    .store
+                    .read(&format!("{}/online", self.back))?
+                    .unwrap_or_default();
+                fail!(
+                    "{}/state is {name}, expected {wanted:?} within {} s {why}: the backend does not answer; is its driver \
+                     loaded in dom0, and is the disk being detached (online is {online:?})? --timeout gives it longer",
+                    self.back,
+                    self.config.timeout.as_secs()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Brings both ends to the beginning.
+    fn reset(&mut self) -> Result<()> {
+        let own = self
+            .store
+            .number::<u8>(&format!("{}/state", self.front))?
+            .and_then(State::from_number);
+        let fresh = own == Some(State::Initialising)
+            && matches!(
+                self.backend_state()?,
+                Some(State::Initialising | State::InitWait)
+            );
+        if !fresh {
+            self.close()?;
+            self.set(State::Initialising)?;
+        }
+        self.await_backend(&[State::InitWait], &[], "after the frontend's Initialising")
+    }
+
+    /// Through Closing and Closed; ends with rings and their pages given up.
+    fn close(&mut self) -> Result<()> {
+        if self.backend_state()? != Some(State::Closed) {
+            self.set(State::Closing)?;
+            self.await_backend(
+                &[State::Closing, State::Closed],
+                &[],
+                "after the frontend's Closing",
+            )?;
+        }
+        self.set(State::Closed)?;
+        self.await_backend(&[State::Closed], &[], "after the frontend's Closed")?;
+        self.rings.clear();
+        Ok(())
+    }
+
+    fn backend_number<T: std::str::FromStr>(&mut self, name: &str) -> Result<Option<T>> {
+        let path = format!("{}/{name}", self.back);
+        self.store.number(&path)
+    }
+
+    fn backend_flag(&mut self, name: &str) -> Result<bool> {
+        Ok(self.backend_number::<u32>(name)?.unwrap_or(0) != 0)
+    }
+
+    /// From InitWait to Connected.
+    fn establish(&mut self) -> Result<()> {
+        let Config {
+            abi,
+            ring_order,
+            queues,
+            first_index,
+            ..
+        } = self.config;
+        let max_queues = self.backend_number("multi-queue-max-queues")?.unwrap_or(1);
+        let max_ring_order = self.backend_number("max-ring-page-order")?.unwrap_or(0);
+        self.offered("multi-queue-max-queues", max_queues, queues, "--queues")?;
+        self.offered(
+            "max-ring-page-order",
+            max_ring_order,
+            ring_order,
+            "--ring-order",
+        )?;
+        for _ in 0..queues {
+            self.rings
+                .push(Ring::new(self.backend_id, abi, ring_order, first_index)?);
+        }
+        self.write_nodes()?;
+        self.set(State::Initialised)?;
+        let wrong = [State::Closing, State::Closed];
+        self.await_backend(
+            &[State::Connected],
+            &wrong,
+            "after the frontend's Initialised",
+        )?;
+        let info: u32 = self.backend_number("info")?.unwrap_or(0);
+        let mode = self
+            .store
+            .read(&format!("{}/mode", self.back))?
+            .unwrap_or_default();
+        self.properties = Properties {
+            sectors: self.backend_number("sectors")?.ok_or_else(|| {
+                format!(
+                    "{}/sectors is missing although the backend is Connected",
+                    self.back
+                )
+            })?,
+            sector_size: self.backend_number("sector-size")?.unwrap_or(512),
+            readonly: info & INFO_READONLY != 0 || !mode.contains('w'),
+            flush: self.backend_flag("feature-flush-cache")?,
+            barrier: self.backend_flag("feature-barrier")?,
+            discard: self.backend_flag("feature-discard")?,
+            discard_granularity: self.backend_number("discard-granularity")?.unwrap_or(0),
+            indirect: self
+                .backend_number("feature-max-indirect-segments")?
+                .unwrap_or(0),
+            persistent: self.backend_flag("feature-persistent")?,
+            max_queues,
+            max_ring_order,
+        };
+        self.set(State::Connected)
+    }
+
+    fn offered(&self, node: &str, offer: u32, wanted: u32, option: &str) -> Result<()> {
+        if wanted > offer {
+            return Err(Error::NotOffered(format!(
+                "{}/{node} offers {offer}, {option} asks for {wanted}",
+                self.back
+            )));
+        }
+        Ok(())
+    }
+
+    /// Where the rings are. Nodes of a former run go first: some of them change what the others mean.
+    fn write_nodes(&mut self) -> Result<()> {
+        for name in self.store.list(&self.front)? {
+            let ours = [
+                "ring-ref",
+                "ring-page-order",
+                "event-channel",
+                "queue-",
+                "multi-queue-",
+                "feature-",
+                "protocol",
+            ];
+            if ours.iter().any(|prefix| name.starts_with(prefix)) {
+                self.store.remove(&format!("{}/{name}", self.front))?;
+            }
+        }
+        let mut nodes: Vec<(String, String)> = Vec::new();
+        if !self.config.anonymous_abi {
+            nodes.push(("protocol".into(), self.config.abi.name().into()));
+        }
+        if self.config.persistent {
+            nodes.push(("feature-persistent".into(), "1".into()));
+        }
+        if self.config.ring_order > 0 {
+            nodes.push(("ring-page-order".into(), self.config.ring_order.to_string()));
+        }
+        if self.config.queues > 1 {
+            nodes.push((
+                "multi-queue-num-queues".into(),
+                self.config.queues.to_string(),
+            ));
+        }
+        for (number, ring) in self.rings.iter().enumerate() {
+            let directory = if self.config.queues > 1 {
+                format!("queue-{number}/")
+            } else {
+                String::new()
+            };
+            for (page, gref) in ring.grefs().iter().enumerate() {
+                let suffix = if self.config.ring_order > 0 {
+                    page.to_string()
+                } else {
+                    String::new()
+                };
+                nodes.push((format!("{directory}ring-ref{suffix}"), gref.to_string()));
+            }
+            nodes.push((
+                format!("{directory}event-channel"),
+                ring.channel.port().to_string(),
+            ));
+        }
+        for (name, value) in nodes {
+            self.store
+                .write(&format!("{}/{name}", self.front), &value)?;
+        }
+        Ok(())
+    }
+}

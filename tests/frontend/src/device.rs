@@ -130,14 +130,8 @@ impl Device {
             rings: Vec::new(),
         };
         device.reset()?;
-        match device.establish() {
-            Ok(()) => Ok(device),
-            Err(error) => {
-                // The first error is the one that matters; the next run would get over a state left behind.
-                let _ = device.close();
-                Err(error)
-            }
-        }
+        device.establish()?;
+        Ok(device)
     }
 
     /// Closes the connection: the backend has let go of every page when this returns without an error.
@@ -369,5 +363,15 @@ impl Device {
                 .write(&format!("{}/{name}", self.front), &value)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Device {
+    /// After an error, too, the backend is asked to let go before the pages are given up. The error that led here
+    /// says more than one from here would.
+    fn drop(&mut self) {
+        if !self.rings.is_empty() {
+            let _ = self.close();
+        }
     }
 }

@@ -7,9 +7,11 @@
 #![allow(dead_code)]
 
 mod args;
+mod conformance;
 mod device;
 mod error;
 mod ring;
+mod rng;
 #[allow(unsafe_code)]
 mod sys;
 mod wire;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<bool> {
     let (good, report) = match &arguments.command {
         Command::Probe => probe(arguments)?,
+        Command::Conformance(options) => conformance::run(arguments, options)?,
         _ => fail!("not there yet"),
     };
     if let Some(path) = &arguments.common.json {

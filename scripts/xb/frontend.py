@@ -44,10 +44,10 @@ def prepare(source: Path, crate: Path, *, static: bool = False) -> dict[str, str
             "RUSTFLAGS": "-Dwarnings" + (" -Ctarget-feature=+crt-static" if static else "")}
 
 
-def cargo(*argv: str, log: str) -> None:
+def cargo(command: str, *argv: str, log: str) -> None:
     """Runs cargo on the frontend. The target is named so that crt-static is not for build scripts and macros, too."""
     env = prepare(SOURCE, CRATE, static=True)
-    buildroot.run(["cargo", *argv, "--offline", "--target", TARGET], cwd=CRATE, env=env, log=log)
+    buildroot.run(["cargo", command, "--offline", "--target", TARGET, *argv], cwd=CRATE, env=env, log=log)
 
 
 def key() -> str:

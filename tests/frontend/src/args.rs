@@ -86,6 +86,13 @@ pub enum AbiName {
 }
 
 impl Common {
+    /// The layout, as it is written on the command line.
+    pub fn abi_name(&self) -> String {
+        self.abi
+            .to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     /// What the connection needs of it.
     pub fn config(&self) -> Config {
         Config {
@@ -202,9 +209,9 @@ fn device_number(text: &str) -> Result<u32, String> {
         .fold(0, |disk, byte| disk * 26 + u32::from(byte - b'a') + 1)
         - 1;
     if disk < 16 && partition < 16 {
-        Ok(202 << 8 | disk << 4 | partition)
+        Ok((202 << 8) | (disk << 4) | partition)
     } else if partition < 256 {
-        Ok(1 << 28 | disk << 8 | partition)
+        Ok((1 << 28) | (disk << 8) | partition)
     } else {
         Err(wrong())
     }
@@ -218,7 +225,7 @@ mod tests {
     fn names_of_disks() {
         assert_eq!(device_number("xvda"), Ok(51712));
         assert_eq!(device_number("xvdb1"), Ok(51729));
-        assert_eq!(device_number("xvdq"), Ok(1 << 28 | 16 << 8));
+        assert_eq!(device_number("xvdq"), Ok((1 << 28) | (16 << 8)));
         assert_eq!(device_number("768"), Ok(768));
         for wrong in ["", "xvd", "hda", "xvdA", "xvd1", "xvda999"] {
             assert!(device_number(wrong).is_err(), "{wrong}");

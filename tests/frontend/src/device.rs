@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use blkif::abi::Abi;
+use serde_json::{json, Value};
 
 use crate::error::{fail, Error, Result};
 use crate::ring::Ring;
@@ -91,6 +92,25 @@ pub struct Properties {
     pub max_ring_order: u32,
 }
 
+impl Properties {
+    /// For the reports.
+    pub fn json(&self) -> Value {
+        json!({
+            "sectors": self.sectors,
+            "sector_size": self.sector_size,
+            "readonly": self.readonly,
+            "flush": self.flush,
+            "barrier": self.barrier,
+            "discard": self.discard,
+            "discard_granularity": self.discard_granularity,
+            "indirect": self.indirect,
+            "persistent": self.persistent,
+            "max_queues": self.max_queues,
+            "max_ring_order": self.max_ring_order,
+        })
+    }
+}
+
 /// `VDISK_READONLY` of the node `info`.
 const INFO_READONLY: u32 = 4;
 
@@ -142,11 +162,6 @@ impl Device {
             fail!("disconnected with {abandoned} requests in flight");
         }
         Ok(())
-    }
-
-    /// Number of slots of all rings together.
-    pub fn entries(&self) -> u32 {
-        self.rings.iter().map(Ring::entries).sum()
     }
 
     fn set(&mut self, state: State) -> Result<()> {

@@ -4,16 +4,18 @@
 //! the rings, right or wrong.
 
 #![deny(unsafe_code)]
-#![allow(dead_code)]
 
 mod args;
 mod conformance;
 mod device;
 mod error;
+mod histogram;
+mod load;
 mod ring;
 mod rng;
 #[allow(unsafe_code)]
 mod sys;
+mod verify;
 mod wire;
 mod xenstore;
 
@@ -25,7 +27,7 @@ use serde_json::json;
 
 use args::{Arguments, Command};
 use device::Device;
-use error::{fail, Result};
+use error::Result;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -44,7 +46,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let (good, report) = match &arguments.command {
         Command::Probe => probe(arguments)?,
         Command::Conformance(options) => conformance::run(arguments, options)?,
-        _ => fail!("not there yet"),
+        Command::Verify(options) => verify::run(arguments, options)?,
+        Command::Load(options) => load::run(arguments, options)?,
     };
     if let Some(path) = &arguments.common.json {
         std::fs::write(path, format!("{report:#}\n"))
@@ -56,7 +59,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
 fn probe(arguments: &Arguments) -> Result<(bool, serde_json::Value)> {
     let config = arguments.common.config();
     let mut device = Device::connect(config)?;
-    println!("{:?}", device.properties);
+    println!("{:#}", device.properties.json());
     let pages = sys::Pages::grant(device.backend_id, 1, true)?;
     let segment = wire::Segment {
         gref: pages.grefs()[0],
@@ -74,7 +77,7 @@ fn probe(arguments: &Arguments) -> Result<(bool, serde_json::Value)> {
     let response = ring.wait_response(config.timeout)?;
     println!("read of one page: status {}", response.status);
     let good = response.status == blkif::Status::Okay as i16;
-    let report = json!({ "ok": good, "sectors": device.properties.sectors });
+    let report = json!({ "command": "probe", "ok": good, "properties": device.properties.json() });
     device.disconnect()?;
     Ok((good, report))
 }

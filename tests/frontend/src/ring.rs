@@ -13,7 +13,7 @@ use blkif::abi::{
 };
 use blkif::RawSlot;
 
-use crate::error::{fail, Result};
+use crate::error::{fail, Error, Result};
 use crate::sys::{EventChannel, Pages, PAGE};
 
 /// A response as it was found in its slot.
@@ -151,11 +151,6 @@ impl Ring {
         self.req_prod
     }
 
-    /// Index of the next response.
-    pub fn rsp_cons(&self) -> u32 {
-        self.rsp_cons
-    }
-
     /// Takes the next response, if there is one.
     pub fn next_response(&mut self) -> Result<Option<Response>> {
         if self.rsp_cons == self.rsp_prod {
@@ -177,7 +172,7 @@ impl Ring {
         let [id0, id1, rest, _] = self.words(self.rsp_cons);
         let [operation, _, status @ ..] = rest.to_le_bytes();
         let response = Response {
-            id: u64::from(id0) | u64::from(id1) << 32,
+            id: u64::from(id0) | (u64::from(id1) << 32),
             operation,
             status: i16::from_le_bytes(status),
             index: self.rsp_cons,
@@ -214,16 +209,21 @@ impl Ring {
                 if self.next_response()?.is_some() {
                     fail!("a response came without the event that rsp_event had asked for");
                 }
-                fail!(
-                    "no response for {} s with {} requests in flight (req_prod {:#x}, rsp_cons {:#x}, the backend's \
-                     req_event {:#x}); look at dom0's kernel log",
-                    timeout.as_secs(),
-                    self.in_flight(),
-                    self.req_prod,
-                    self.rsp_cons,
-                    self.req_event()
-                );
+                return Err(self.silence(timeout));
             }
         }
+    }
+
+    /// The error of a backend that does not answer.
+    pub fn silence(&self, timeout: Duration) -> Error {
+        Error::Failed(format!(
+            "no response for {} s with {} requests in flight (req_prod {:#x}, rsp_cons {:#x}, the backend's req_event \
+             {:#x}); look at dom0's kernel log",
+            timeout.as_secs(),
+            self.in_flight(),
+            self.req_prod,
+            self.rsp_cons,
+            self.req_event()
+        ))
     }
 }

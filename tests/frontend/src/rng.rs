@@ -46,11 +46,11 @@ impl Rng {
 /// Fills a sector with what depends on where it is and on when it was written. The number of the sector and the
 /// version stand at its start, so that a wrong sector tells where it comes from.
 pub fn fill_sector(data: &mut [u8], seed: u64, sector: u64, version: u32) {
-    let mut rng = Rng::new(seed ^ sector.wrapping_mul(STEP) ^ u64::from(version) << 32);
+    let mut rng = Rng::new(seed ^ sector.wrapping_mul(STEP) ^ (u64::from(version) << 32));
     for (number, word) in data.chunks_exact_mut(8).enumerate() {
         let value = match number {
             0 => sector,
-            1 => seed << 32 | u64::from(version),
+            1 => (seed << 32) | u64::from(version),
             _ => rng.next(),
         };
         word.copy_from_slice(&value.to_le_bytes());

@@ -77,7 +77,7 @@ impl Pages {
             let error = std::io::Error::last_os_error();
             fail!("{GNTALLOC}: cannot grant {count} pages: {error}; is {GNTALLOC_LIMIT} too low, or the guest's memory?");
         }
-        let index = i64::from(argument[2]) | i64::from(argument[3]) << 32;
+        let index = i64::from(argument[2]) | (i64::from(argument[3]) << 32);
         // SAFETY: A new mapping at an address of the kernel's choice overlaps nothing.
         let start = unsafe {
             libc::mmap(
@@ -224,19 +224,7 @@ impl EventChannel {
             if left == Duration::ZERO {
                 return Ok(false);
             }
-            let mut poll = libc::pollfd {
-                fd: self.file.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            let milliseconds = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
-            // SAFETY: It is an array of one descriptor, which the kernel fills in.
-            if unsafe { libc::poll(&raw mut poll, 1, milliseconds) } < 0 {
-                let error = std::io::Error::last_os_error();
-                if error.kind() != ErrorKind::Interrupted {
-                    fail!("{EVTCHN}: poll: {error}");
-                }
-            }
+            wait_any(&[self], deadline)?;
         }
     }
 
@@ -255,4 +243,27 @@ impl EventChannel {
             Err(error) => fail!("{EVTCHN}: {error}"),
         }
     }
+}
+
+/// Waits until one of the channels has an event, or until `deadline`; takes nothing.
+pub fn wait_any(channels: &[&EventChannel], deadline: Instant) -> Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let milliseconds = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
+    let mut polls: Vec<libc::pollfd> = channels
+        .iter()
+        .map(|channel| libc::pollfd {
+            fd: channel.file.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    let count = polls.len() as libc::nfds_t;
+    // SAFETY: It is an array of `count` descriptors, which the kernel fills in.
+    if unsafe { libc::poll(polls.as_mut_ptr(), count, milliseconds) } < 0 {
+        let error = std::io::Error::last_os_error();
+        if error.kind() != ErrorKind::Interrupted {
+            fail!("{EVTCHN}: poll: {error}");
+        }
+    }
+    Ok(())
 }

@@ -29,18 +29,13 @@ pub struct Segment {
 impl Segment {
     /// The two words of the segment.
     pub fn words(self) -> [u32; 2] {
-        [self.gref, u32::from(self.first) | u32::from(self.last) << 8]
+        [self.gref, u32::from(self.first) | (u32::from(self.last) << 8)]
     }
 
     /// The eight bytes of the segment, for a page of segments.
     pub fn bytes(self) -> [u8; SEGMENT_SIZE] {
         let [gref, range] = self.words();
-        (u64::from(gref) | u64::from(range) << 32).to_le_bytes()
-    }
-
-    /// How many sectors it covers.
-    pub fn sectors(self) -> u32 {
-        (u32::from(self.last) + 1).saturating_sub(u32::from(self.first))
+        (u64::from(gref) | (u64::from(range) << 32)).to_le_bytes()
     }
 }
 

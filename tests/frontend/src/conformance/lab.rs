@@ -265,8 +265,11 @@ impl Lab {
         ));
     }
 
-    /// What is expected of a row on this disk: the status, or why it is not sent.
-    pub fn expectation(&self, row: &Row) -> std::result::Result<(Status, &'static str), String> {
+    /// What is expected of a row on this disk, any of some statuses, and why; or why it is not sent.
+    pub fn expectation(
+        &self,
+        row: &Row,
+    ) -> std::result::Result<(Vec<Status>, &'static str), String> {
         let properties = self.properties();
         let offered = match row.need {
             Need::Nothing => true,
@@ -277,15 +280,21 @@ impl Lab {
         };
         if !offered {
             let partly = matches!(row.need, Need::Indirect(_)) && properties.indirect > 0;
+            if properties.readonly && row.changes_disk() && !partly {
+                // Offered or not, it must leave the disk alone. That it does is checked, too.
+                let refused = vec![Status::Error, Status::NotSupported];
+                return Ok((refused, "neither offered nor allowed"));
+            }
             if !row.without_offer || partly {
                 return Err("not offered".into());
             }
             return match self.peer {
-                Peer::Rs => Ok((Status::NotSupported, "not offered")),
+                Peer::Rs => Ok((vec![Status::NotSupported], "not offered")),
                 Peer::Loop => Err("not offered, and this backend tries it all the same".into()),
-                Peer::Qdisk => {
-                    Err("not offered, and qemu answers this as an error or tries it".into())
-                }
+                Peer::Qdisk => Ok((
+                    vec![Status::Error, Status::NotSupported],
+                    "not offered; qemu makes no difference between unknown and wrong",
+                )),
             };
         }
         let blocks = properties.sector_size as usize;
@@ -306,12 +315,12 @@ impl Lab {
                 }
         };
         if let Some(exception) = row.exceptions.iter().find(holds) {
-            return Ok((exception.expect, exception.why));
+            return Ok((vec![exception.expect], exception.why));
         }
         if properties.readonly && row.expect == Status::Okay && row.changes_disk() {
-            return Ok((Status::Error, "the disk is read-only"));
+            return Ok((vec![Status::Error], "the disk is read-only"));
         }
-        Ok((row.expect, ""))
+        Ok((vec![row.expect], ""))
     }
 
     /// The pieces of pages that a row uses.
@@ -440,11 +449,18 @@ impl Lab {
         let response = ring.wait_response(timeout)?;
 
         let mut problems = Vec::new();
-        if response.status != expect as i16 {
+        if !expect
+            .iter()
+            .any(|&status| status as i16 == response.status)
+        {
+            let names: Vec<String> = expect
+                .iter()
+                .map(|&status| status_name(status as i16))
+                .collect();
             problems.push(format!(
                 "status {}, expected {}",
                 status_name(response.status),
-                status_name(expect as i16)
+                names.join(" or ")
             ));
         }
         if response.id != common.id {

@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments, options: &Conformance) -> Result<(bool, Value)
     }
     let config = arguments.common.config();
     let device = Device::connect(config)?;
-    let properties = format!("{:?}", device.properties);
+    let properties = device.properties.json();
     let mut lab = Lab::new(device, options.backend, config.timeout, config.persistent)?;
     let mut tally = Tally::default();
     let mut broken = false;

@@ -484,6 +484,10 @@ impl Verifier {
             if found {
                 return Ok(());
             }
+            if self.device.rings.iter().all(|ring| ring.in_flight() == 0) {
+                self.give_up_jobs();
+                return Ok(());
+            }
             if Instant::now() > deadline {
                 let busy = self.device.rings.iter().find(|ring| ring.in_flight() > 0);
                 return Err(busy.unwrap_or(&self.device.rings[0]).silence(self.timeout));
@@ -497,6 +501,21 @@ impl Verifier {
                 }
             }
         }
+    }
+
+    /// All slots of responses are used up, but not all requests are answered.
+    fn give_up_jobs(&mut self) {
+        let mut lost = 0;
+        for lane in &mut self.lanes {
+            for (slot, job) in lane.jobs.iter_mut().enumerate() {
+                if job.take().is_some() {
+                    lane.free.push(slot);
+                    lost += 1;
+                }
+            }
+        }
+        self.model.fill(Sector::default());
+        self.fault(format!("{lost} requests were never answered"));
     }
 
     fn fault(&mut self, text: String) {

@@ -29,7 +29,10 @@ pub struct Segment {
 impl Segment {
     /// The two words of the segment.
     pub fn words(self) -> [u32; 2] {
-        [self.gref, u32::from(self.first) | (u32::from(self.last) << 8)]
+        [
+            self.gref,
+            u32::from(self.first) | (u32::from(self.last) << 8),
+        ]
     }
 
     /// The eight bytes of the segment, for a page of segments.

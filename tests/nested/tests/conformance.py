@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from lib.basics import Failure, check, equal, log
+from lib.basics import Failure, check, equal, log, sh
 from lib.env import Env, md5
 from lib.guest import Guest
 
@@ -22,12 +22,16 @@ BAD = ("FAIL",)
 
 
 def run(env: Env) -> None:
+    if env.backend == "loop":  # as on a machine with more processors
+        sh("modprobe xen-blkback && echo 4 >/sys/module/xen_blkback/parameters/max_queues")
     image = env.file("ext4", "disk", SIZE)
     read_only = env.file("ext4", "read-only", SIZE, fill="read only")
     before = md5(read_only)
-    guest = env.guest(env.disk(image, "xvda"), env.disk(env.device(SIZE >> 20), "xvdb"), env.disk(read_only, "xvdc", access="r"),
-                      frontend=True)
-    for vdev in ("xvda", "xvdb", "xvdc"):
+    disks = {"xvda": env.disk(image, "xvda"), "xvdb": env.disk(env.device(SIZE >> 20), "xvdb")}
+    if env.backend != "qdisk":  # qemu 10.0 does not take a file that it may not write
+        disks["xvdc"] = env.disk(read_only, "xvdc", access="r")
+    guest = env.guest(*disks.values(), frontend=True)
+    for vdev in disks:
         for abi in ("native", "x86_32"):
             conformance(guest, vdev, f"--abi {abi}")
     equal(md5(read_only), before, "checksum of the read-only file")
@@ -36,7 +40,10 @@ def run(env: Env) -> None:
     for options in layouts:
         conformance(guest, "xvda", options)
     requests = env.count(REQUESTS)
-    for number, options in enumerate(["--abi native", "--abi x86_32", "--abi x86_64", "--abi default", *layouts]):
+    abis = ["native", "x86_32", "x86_64"]
+    if env.backend != "qdisk":  # qemu 10.0 takes a frontend that does not name its layout for one of its own
+        abis.append("default")
+    for number, options in enumerate([*(f"--abi {abi}" for abi in abis), *layouts]):
         for vdev in ("xvda", "xvdb"):
             frontend(guest, f"verify --vdev {vdev} --requests {requests} --seed {number + 1} {options}")
     guest.shutdown()

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use blkif::abi::{MAX_SEGMENTS, OP_READ, OP_WRITE};
+use blkif::abi::{MAX_SEGMENTS, OP_INDIRECT, OP_READ, OP_WRITE};
 use blkif::{RawSlot, Status};
 
 use super::table::{At, Exception, Fault, Layout, Need, Operation, Row, When};
@@ -466,7 +466,7 @@ impl Lab {
         if response.id != common.id {
             problems.push(format!("id {:#x}, expected {:#x}", response.id, common.id));
         }
-        let operation = self.answered(row, &response);
+        let operation = self.answered(row);
         if response.operation != operation {
             problems.push(format!(
                 "operation {}, expected {operation}",
@@ -506,12 +506,11 @@ impl Lab {
         })
     }
 
-    fn answered(&self, row: &Row, response: &Response) -> u8 {
+    /// The operation that the response has to name.
+    fn answered(&self, row: &Row) -> u8 {
         match row.operation {
             // Who does not know indirect requests cannot know that there is an operation inside.
-            Operation::Indirect(_) if response.status == Status::NotSupported as i16 => {
-                blkif::abi::OP_INDIRECT
-            }
+            Operation::Indirect(_) if self.properties().indirect == 0 => OP_INDIRECT,
             operation => operation.answered(),
         }
     }

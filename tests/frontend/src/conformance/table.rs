@@ -251,6 +251,9 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
+const QEMU_WRAPS: &str =
+    "a fault of qemu 10.0: it multiplies by 512 in 64 bits, and takes sector 0 for this one";
+
 /// What holds for reads and writes alike.
 fn transfers(what: &str, operation: Operation) -> Vec<Row> {
     let new =
@@ -270,9 +273,14 @@ fn transfers(what: &str, operation: Operation) -> Vec<Row> {
         new("11 pages up to the end of the disk", Pages(11), Okay).at(At::BeforeEnd(88)),
         new("one sector beyond the end", SECTOR, Error).at(At::BeforeEnd(0)),
         new("across the end", Pages(2), Error).at(At::BeforeEnd(8)),
-        far("sector 2^32 beyond the end", 1 << 40),
-        far("sector 2^55, whose bytes do not fit 64 bits", 1 << 55),
-        far("sector 2^63", 1 << 63),
+        far("sector 2^40", 1 << 40),
+        far("sector 2^55, whose bytes do not fit 64 bits", 1 << 55).but(
+            Peer::Qdisk,
+            When::Always,
+            Okay,
+            QEMU_WRAPS,
+        ),
+        far("sector 2^63", 1 << 63).but(Peer::Qdisk, When::Always, Okay, QEMU_WRAPS),
         far("sector 2^64-1", u64::MAX),
         far("sector 2^64-8, so that the end is 0", u64::MAX - 7),
         new("no segment", Pages(0), Error).but(

@@ -18,6 +18,8 @@ from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
 RUST_DIRS = ("blkback", "rust-bindings")
 SAFE_DIR = "blkback"
 UNSAFE_DIR = "rust-bindings"
+# What reaches the kernel's devices from user space, in a test program.
+UNSAFE_FILE = "tests/frontend/src/sys.rs"
 BLKIF = TOP / "blkback/blkif"
 # Attributes that would turn off what makes people justify unsafe code.
 SILENCED = re.compile(r"\b(?:allow|expect)\s*\([^)]*?\b(undocumented_unsafe_blocks|missing_safety_doc|unsafe_op_in_unsafe_fn)\b")
@@ -60,12 +62,12 @@ def panic_gate(to: module.Target) -> None:
 
 
 def unsafe_code(to: module.Target | None = None) -> None:
-    """`unsafe` occurs only in rust-bindings/, and the compiler is told to see to it, file by file."""
+    """`unsafe` occurs only in rust-bindings/ and in one file of a test program, and the compiler is told to see to it, file by file."""
     found: list[str] = []
     for path in _rust_files(("",)):
         code = strip(path.read_text())
         inside = path.relative_to(TOP).parts[0]
-        if inside != UNSAFE_DIR:
+        if inside != UNSAFE_DIR and rel(path) != UNSAFE_FILE:
             found += [f"{where}: unsafe outside of {UNSAFE_DIR}/" for where in _lines(path, code, r"\bunsafe\b")]
         # The file with module! cannot forbid it: the macro expands to unsafe code. The text search above still holds.
         if inside == SAFE_DIR and not re.search(r"\bmodule!\s*[{(]", code) and not _forbids_unsafe(path):
@@ -136,19 +138,38 @@ def cargo(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
             buildroot.run(["cargo", "test", "--offline", "--no-fail-fast"], cwd=crate, env=env, log="cargo-test")
     except Fail as error:
         problem = str(error)
-    log = LOGS / "cargo-test.log"
+    yield from _tests("cargo-test", problem)
+
+
+def ring_frontend(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
+    """The frontend of tests/frontend: formatting, clippy, and its unit tests."""
+    buildroot.run(["rustfmt", "--check", "--color", "never", "--edition", "2021", str(frontend.SOURCE / "src/main.rs")],
+                  log="frontend-fmt")
+    problem = ""
+    with step("clippy and cargo test of the ring-level frontend"):
+        frontend.cargo("clippy", "--all-targets", "--", "-Dwarnings", log="frontend-clippy")
+        try:
+            frontend.cargo("test", "--no-fail-fast", log="frontend-test")
+        except Fail as error:
+            problem = str(error)
+    yield from _tests("frontend-test", problem)
+
+
+def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
+    """The tests that a log of cargo names; PROBLEM is how cargo itself ended, if not well."""
+    log = LOGS / f"{name}.log"
     tests = re.findall(r"^test (\S.*?)(?: - should panic)? \.\.\. (\w+)", log.read_text(errors="replace"), re.M)
-    for name, outcome in tests:
+    for test, outcome in tests:
         if outcome != "ignored":
-            yield name, "" if outcome == "ok" else f"see {rel(log)}"
+            yield test, "" if outcome == "ok" else f"see {rel(log)}"
     if problem and not any(outcome == "FAILED" for _, outcome in tests):
         raise Fail(problem)
     if not tests:
         raise Fail(f"no tests were run; end of {rel(log)}:\n{tail(log)}")
 
 
-CHECKS: list[Callable] = [python, unsafe_code, safety_comments, refused_kver, rustfmt, checkpatch, cargo, build, panic_gate,
-                          clippy]
+CHECKS: list[Callable] = [python, unsafe_code, safety_comments, refused_kver, rustfmt, checkpatch, cargo, ring_frontend, build,
+                          panic_gate, clippy]
 
 
 def _list(found: list[str]) -> str:

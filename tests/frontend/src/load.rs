@@ -62,8 +62,7 @@ struct Template {
 pub fn run(arguments: &Arguments, options: &Load) -> Result<(bool, Value)> {
     let common = &arguments.common;
     let mut device = Device::connect(common.config())?;
-    let start = Instant::now();
-    let plan = plan(&device, options, start, common.timeout)?;
+    let mut plan = plan(&device, options, common.timeout)?;
     let pages = plan.sectors.div_ceil(8) as usize;
     if pages > MAX_SEGMENTS && pages > device.properties.indirect as usize {
         return Err(Error::NotOffered(format!(
@@ -71,16 +70,22 @@ pub fn run(arguments: &Arguments, options: &Load) -> Result<(bool, Value)> {
             options.size, device.properties.indirect
         )));
     }
-    let domain = device.backend_id;
+    // Granting pages takes its time, which is not to be measured.
+    let mut requests = Vec::new();
+    for _ in &device.rings {
+        requests.push(Requests::new(device.backend_id, plan)?);
+    }
     let rings = std::mem::take(&mut device.rings);
     let mut first_error = None;
     let mut total = Measured::default();
+    let start = Instant::now();
+    plan.end = start + Duration::from_secs(options.seconds);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..)
-            .zip(rings)
-            .map(|(number, mut ring)| {
+            .zip(rings.into_iter().zip(requests))
+            .map(|(number, (mut ring, requests))| {
                 scope.spawn(move || {
-                    let measured = drive(&mut ring, domain, plan, number);
+                    let measured = drive(&mut ring, requests, plan, number);
                     (ring, measured)
                 })
             })
@@ -109,7 +114,7 @@ pub fn run(arguments: &Arguments, options: &Load) -> Result<(bool, Value)> {
     Ok((good, report))
 }
 
-fn plan(device: &Device, options: &Load, start: Instant, timeout: u64) -> Result<Plan> {
+fn plan(device: &Device, options: &Load, timeout: u64) -> Result<Plan> {
     let properties = &device.properties;
     let sectors = u64::from(options.size) * 1024 / SECTOR as u64;
     let area = options
@@ -142,33 +147,46 @@ fn plan(device: &Device, options: &Load, start: Instant, timeout: u64) -> Result
         batch: options.batch.min(options.depth),
         seed: options.seed,
         timeout: Duration::from_secs(timeout),
-        end: start + Duration::from_secs(options.seconds),
+        end: Instant::now(),
     })
 }
 
-/// Keeps one ring busy until the end of the plan, and lets it run dry then.
-fn drive(ring: &mut Ring, domain: u16, plan: Plan, number: u64) -> Result<Measured> {
-    let per_request = plan.sectors.div_ceil(8) as usize;
-    let mut pages = Pages::grant(domain, plan.depth * per_request, true)?;
-    let mut data = [0; SECTOR];
-    for sector in 0..plan.depth * per_request * 8 {
-        fill_sector(&mut data, plan.seed, sector as u64, 1);
-        pages.write(sector * SECTOR, &data);
-    }
-    let indirect = per_request > MAX_SEGMENTS;
-    let mut descriptors = Pages::grant(
-        domain,
-        if indirect {
+/// The requests of one ring, and their pages.
+struct Requests {
+    templates: Vec<Template>,
+    /// Only to stay granted.
+    _pages: [Pages; 2],
+}
+
+impl Requests {
+    fn new(domain: u16, plan: Plan) -> Result<Requests> {
+        let per_request = plan.sectors.div_ceil(8) as usize;
+        let mut pages = Pages::grant(domain, plan.depth * per_request, true)?;
+        let mut data = [0; SECTOR];
+        for sector in 0..plan.depth * per_request * 8 {
+            fill_sector(&mut data, plan.seed, sector as u64, 1);
+            pages.write(sector * SECTOR, &data);
+        }
+        let indirect = per_request > MAX_SEGMENTS;
+        let count = if indirect {
             plan.depth * MAX_INDIRECT_PAGES
         } else {
             1
-        },
-        true,
-    )?;
-    let mut templates: Vec<Template> = (0..plan.depth)
-        .map(|slot| template(slot, plan, &pages, &mut descriptors, indirect))
-        .collect();
+        };
+        let mut descriptors = Pages::grant(domain, count, true)?;
+        let templates = (0..plan.depth)
+            .map(|slot| template(slot, plan, &pages, &mut descriptors, indirect))
+            .collect();
+        Ok(Requests {
+            templates,
+            _pages: [pages, descriptors],
+        })
+    }
+}
 
+/// Keeps one ring busy until the end of the plan, and lets it run dry then.
+fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Result<Measured> {
+    let templates = &mut requests.templates;
     let mut measured = Measured::default();
     let mut rng = Rng::new(plan.seed.wrapping_add(number));
     // Rings that go through the disk in order start at different places.
@@ -192,7 +210,7 @@ fn drive(ring: &mut Ring, domain: u16, plan: Plan, number: u64) -> Result<Measur
         template.since = Instant::now();
     };
     for slot in 0..plan.depth {
-        send(ring, slot, &mut templates);
+        send(ring, slot, templates);
     }
     loop {
         if ring.publish() {
@@ -217,7 +235,7 @@ fn drive(ring: &mut Ring, domain: u16, plan: Plan, number: u64) -> Result<Measur
                 measured.errors += 1;
             }
             if running {
-                send(ring, response.id as usize, &mut templates);
+                send(ring, response.id as usize, templates);
             }
         }
         if found {

@@ -246,7 +246,7 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
         }
         if !ring.ask_event(plan.batch.min(ring.in_flight())) {
             if !ring.channel.wait(Instant::now() + plan.timeout)? {
-                return Err(ring.silence(plan.timeout));
+                return Err(ring.overdue(plan.timeout));
             }
             measured.events += 1;
         }

@@ -205,17 +205,25 @@ impl Ring {
                 return Ok(response);
             }
             if !self.ask_event(1) && !self.channel.wait(deadline)? {
-                // The response may be there without its event: that is another error than none at all.
-                if self.next_response()?.is_some() {
-                    fail!("a response came without the event that rsp_event had asked for");
-                }
-                return Err(self.silence(timeout));
+                return Err(self.overdue(timeout));
             }
         }
     }
 
-    /// The error of a backend that does not answer.
-    pub fn silence(&self, timeout: Duration) -> Error {
+    /// The error when no event has come in time. A response that is there without its event is another one than
+    /// none at all.
+    pub fn overdue(&mut self, timeout: Duration) -> Error {
+        match self.next_response() {
+            Ok(None) => self.silence(timeout),
+            Ok(Some(response)) => Error::Failed(format!(
+                "the response to id {:#x} came without the event that rsp_event had asked for",
+                response.id
+            )),
+            Err(error) => error,
+        }
+    }
+
+    fn silence(&self, timeout: Duration) -> Error {
         Error::Failed(format!(
             "no response for {} s with {} requests in flight (req_prod {:#x}, rsp_cons {:#x}, the backend's req_event \
              {:#x}); look at dom0's kernel log",

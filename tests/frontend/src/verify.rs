@@ -16,7 +16,7 @@ use serde_json::{json, Value};
 
 use crate::args::{Arguments, Verify};
 use crate::device::{Device, Properties};
-use crate::error::{fail, Result};
+use crate::error::{fail, Error, Result};
 use crate::ring::{Response, Ring};
 use crate::rng::{describe_sector, fill_sector, Rng, SECTOR};
 use crate::sys::{wait_any, Pages, PAGE};
@@ -165,7 +165,7 @@ impl Verifier {
             ..
         } = device.properties;
         if indirect > MAX_SEGMENTS as u32 && indirect > offer {
-            return Err(crate::error::Error::NotOffered(format!(
+            return Err(Error::NotOffered(format!(
                 "feature-max-indirect-segments offers {offer}, --indirect asks for {indirect}"
             )));
         }
@@ -474,6 +474,18 @@ impl Verifier {
     fn wait(&mut self) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
         loop {
+            if Instant::now() > deadline {
+                // All rings have been asked for an event, and none has come.
+                let busy = self
+                    .device
+                    .rings
+                    .iter_mut()
+                    .max_by_key(|ring| ring.in_flight());
+                return Err(match busy {
+                    Some(ring) => ring.overdue(self.timeout),
+                    None => Error::Failed("there is no ring".into()),
+                });
+            }
             let mut found = false;
             for lane in 0..self.lanes.len() {
                 while let Some(response) = self.device.rings[lane].next_response()? {
@@ -487,10 +499,6 @@ impl Verifier {
             if self.device.rings.iter().all(|ring| ring.in_flight() == 0) {
                 self.give_up_jobs();
                 return Ok(());
-            }
-            if Instant::now() > deadline {
-                let busy = self.device.rings.iter().find(|ring| ring.in_flight() > 0);
-                return Err(busy.unwrap_or(&self.device.rings[0]).silence(self.timeout));
             }
             let rings = &mut self.device.rings;
             if !rings.iter_mut().any(|ring| ring.ask_event(1)) {

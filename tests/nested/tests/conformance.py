@@ -20,8 +20,8 @@ REQUESTS = 1000
 
 
 def run(env: Env) -> None:
-    if env.backend == "loop":  # as on a machine with more processors
-        sh("modprobe xen-blkback && echo 4 >/sys/module/xen_blkback/parameters/max_queues")
+    if env.backend != "qdisk":  # as on a machine with more processors
+        sh(f"modprobe {env.driver} && echo 4 >/sys/module/{env.driver}/parameters/max_queues")
     image = env.file("ext4", "disk", SIZE)
     read_only = env.file("ext4", "read-only", SIZE, fill="read only")
     before = md5(read_only)

@@ -148,6 +148,9 @@ mod tests {
             logical_block_size: 512,
             readonly: false,
             flush: true,
+            barrier: false,
+            discard: None,
+            max_indirect_segments: 0,
         };
         let segments: Vec<Segment> = (0..11)
             .map(|n| Segment {

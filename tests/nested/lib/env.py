@@ -45,6 +45,7 @@ class Env:
         self.store = XenStore()
         self.kernel_log = KernelLog()
         self.guests: list[Guest] = []
+        self.undo: list[str] = []
         self.kver = os.uname().release
 
     @staticmethod
@@ -179,7 +180,13 @@ class Env:
         for domain in self.domains():
             run("xl", "destroy", str(domain))
 
+    def at_end(self, script: str) -> None:
+        """Runs SCRIPT after the test, passed or not, when its guests are gone; the last one comes first."""
+        self.undo.append(script)
+
     def empty_scratch(self) -> None:
+        for script in reversed(self.undo):
+            sh(script)
         for kind in FILE_SYSTEMS:
             mount = SCRATCH / kind
             if os.path.ismount(mount):

@@ -50,6 +50,8 @@ pub(crate) struct Offer {
     pub(crate) queues: u32,
     /// Largest order of the number of pages of a ring (node `max-ring-page-order`).
     pub(crate) ring_order: u32,
+    /// Grants may stay mapped (node `feature-persistent`).
+    pub(crate) persistent: bool,
 }
 
 /// A connected frontend. Dropping it waits for all requests in flight, and unmaps the rings.
@@ -60,6 +62,7 @@ pub(crate) struct Connection {
     gate: Arc<Gate>,
     abi: Abi,
     ring_order: u32,
+    persistent: bool,
 }
 
 impl Connection {
@@ -76,6 +79,7 @@ impl Connection {
         let abi = abi(frontend)?;
         let queues = within(frontend, c"multi-queue-num-queues", 1..=offer.queues)?;
         let ring_order = within(frontend, c"ring-page-order", 0..=offer.ring_order)?;
+        let persistent = offer.persistent && is_set(frontend, c"feature-persistent");
         let no_memory = |_| refusal(ENOMEM, fmt!("allocating {} rings", queues.unwrap_or(1)));
 
         let count = queues.unwrap_or(1);
@@ -86,6 +90,7 @@ impl Connection {
             gate: Gate::new().map_err(|err| refusal(err, fmt!("allocating the rings' gate")))?,
             abi,
             ring_order: ring_order.unwrap_or(0),
+            persistent,
         };
         for queue in 0..count {
             let own;
@@ -115,6 +120,7 @@ impl Connection {
                         connection.gate.clone(),
                         disk,
                         dev.otherend_id(),
+                        persistent,
                         memory,
                         back,
                     )
@@ -148,6 +154,18 @@ impl Connection {
 
     pub(crate) fn queues(&self) -> usize {
         self.rings.len()
+    }
+
+    /// Do grants stay mapped?
+    pub(crate) fn persistent(&self) -> bool {
+        self.persistent
+    }
+
+    /// Memory is short: gives back what is not in use. Does not sleep.
+    pub(crate) fn reclaim(&self) {
+        for ring in &self.rings {
+            ring.reclaim();
+        }
     }
 
     /// Number of pages of each ring.
@@ -194,6 +212,13 @@ fn number(frontend: &CStr, node: &CStr) -> core::result::Result<u32, Refusal> {
     xenstore::read(frontend, node)
         .and_then(|value| value.number())
         .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))
+}
+
+/// Reads a feature, which a frontend that does not have it need not name.
+fn is_set(frontend: &CStr, node: &CStr) -> bool {
+    xenstore::read(frontend, node)
+        .and_then(|value| value.number())
+        .is_ok_and(|value| value != 0)
 }
 
 /// Reads a number that has to be in the range that was offered. `None` if there is none.

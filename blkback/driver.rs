@@ -103,6 +103,10 @@ impl xenbus::Driver for Driver {
         data.vbd.frontend_changed(state);
     }
 
+    fn reclaim_memory(data: &DeviceData) {
+        data.vbd.reclaim_memory();
+    }
+
     fn remove(data: &DeviceData) {
         data.vbd.remove();
     }

@@ -23,7 +23,7 @@ use blkif::{
     Status, //
 };
 use kernel::{
-    impl_has_work, new_mutex, new_work,
+    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
     prelude::*,
     str::CString,
     sync::{
@@ -37,6 +37,7 @@ use kernel::{
         Mutex, //
     },
     workqueue::{
+        DelayedWork,
         Work,
         WorkItem, //
     },
@@ -45,8 +46,7 @@ use xen_bindings::{
     bdev, evtchn,
     grant::{
         Copier,
-        Mapper,
-        PagePool, //
+        Grants, //
     },
     io::{
         Builder,
@@ -56,9 +56,10 @@ use xen_bindings::{
         Memory,
         Staged, //
     },
-    log, mem,
+    log, mem, params,
     ring::RingMemory,
     work::{
+        cancel_delayed_work,
         flush_work,
         OwnedQueue, //
     },
@@ -103,6 +104,9 @@ pub(crate) struct Ring {
     busy: Atomic<bool>,
     /// An event has arrived that has not been acknowledged.
     event: Atomic<bool>,
+    /// Memory that has not been used for a while, or all that is not in use, is to be given back.
+    idle: Atomic<bool>,
+    reclaim: Atomic<bool>,
     /// No more requests are taken.
     stopping: Atomic<bool>,
     #[pin]
@@ -113,11 +117,17 @@ pub(crate) struct Ring {
     work: Work<Ring>,
     #[pin]
     look_again: Work<Ring, 1>,
+    #[pin]
+    give_back: DelayedWork<Ring, 2>,
 }
 
 impl_has_work! {
     impl HasWork<Self> for Ring { self.work }
     impl HasWork<Self, 1> for Ring { self.look_again }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 2> for Ring { self.give_back }
 }
 
 /// What only the worker uses.
@@ -127,8 +137,9 @@ struct State {
     /// None until the ring is started.
     irq: Option<evtchn::Irq>,
     back: BackRing,
-    mapper: Mapper,
-    pool: PagePool,
+    grants: Grants,
+    /// `give_back` waits for its time.
+    giving_back: bool,
     /// Memory for one request is kept, so that there is always one that needs no allocation.
     spare: Option<Memory<Pending>>,
     /// Made when the first indirect request arrives.
@@ -175,6 +186,7 @@ impl Ring {
         gate: Arc<Gate>,
         disk: Disk,
         domid: u16,
+        persistent: bool,
         memory: RingMemory,
         back: BackRing,
     ) -> Result<Arc<Self>> {
@@ -182,8 +194,8 @@ impl Ring {
             memory: Some(memory),
             irq: None,
             back,
-            mapper: Mapper::new(domid)?,
-            pool: PagePool::new()?,
+            grants: Grants::new(domid, persistent)?,
+            giving_back: false,
             spare: Some(Memory::new(0)?),
             copier: None,
             starved: None,
@@ -204,11 +216,14 @@ impl Ring {
                 done: DoneList::new(),
                 busy: Atomic::new(false),
                 event: Atomic::new(false),
+                idle: Atomic::new(false),
+                reclaim: Atomic::new(false),
                 stopping: Atomic::new(false),
                 drained <- Completion::new(),
                 state <- new_mutex!(state),
                 work <- new_work!("Ring::work"),
                 look_again <- new_work!("Ring::look_again"),
+                give_back <- new_delayed_work!("Ring::give_back"),
             }),
             GFP_KERNEL,
         )
@@ -246,11 +261,23 @@ impl Ring {
 
     /// After [`Ring::stop`], waits until the requests in flight are answered, and unmaps the ring.
     /// May sleep, for as long as the storage takes.
-    pub(crate) fn shut_down(&self) {
+    pub(crate) fn shut_down(self: &Arc<Self>) {
         self.drained.wait_for_completion();
+        cancel_delayed_work::<Self, 2>(self);
         flush_work(&self.look_again);
         flush_work(&self.work);
-        self.state.lock().memory = None;
+        let mut state = self.state.lock();
+        state.memory = None;
+        while !state.grants.give_back(0) {
+            // Somebody still holds a page, as a network card that sends it again.
+            kernel::time::delay::fsleep(HELD_PAUSE);
+        }
+    }
+
+    /// Memory is short: has the ring return what it does not use. Any context.
+    pub(crate) fn reclaim(self: &Arc<Self>) {
+        self.reclaim.store(true, Relaxed);
+        self.schedule();
     }
 
     /// Has the worker run. Any context.
@@ -309,6 +336,7 @@ impl Ring {
                 self.gate.quiet(self.number, &mut state.seen);
             }
         }
+        self.keep_house(&mut state);
         if !state.held.is_empty() {
             let _ = self.context.blocking.enqueue::<Arc<Self>, 1>(self.clone());
         }
@@ -322,14 +350,40 @@ impl Ring {
         }
     }
 
+    /// Returns memory and persistent grants that the ring can do without.
+    fn keep_house(self: &Arc<Self>, state: &mut State) {
+        let grants = &mut state.grants;
+        grants.purge();
+        if self.reclaim.load(Relaxed) {
+            self.reclaim.store(false, Relaxed);
+            grants.give_back(0);
+        }
+        let unused = params::persistent_grant_unused();
+        if self.idle.load(Relaxed) {
+            self.idle.store(false, Relaxed);
+            state.giving_back = false;
+            if let Some(unused) = unused {
+                grants.give_back(unused);
+            }
+        }
+        if let (false, Some(unused)) = (state.giving_back, unused) {
+            if grants.has_spare() && !self.stopping.load(Relaxed) {
+                state.giving_back = true;
+                let _ = self
+                    .context
+                    .rings
+                    .enqueue_delayed::<Arc<Self>, 2>(self.clone(), unused);
+            }
+        }
+    }
+
     /// Unmaps and answers what is done. Whether there was anything.
     fn answer(&self, state: &mut State, look_at_held: bool) -> bool {
         let State {
             memory: Some(memory),
             irq,
             back,
-            mapper,
-            pool,
+            grants,
             spare,
             held,
             ..
@@ -348,7 +402,7 @@ impl Ring {
             return false;
         }
         let mut barrier = false;
-        mapper.unmap(pool, &mut done, held, |finished| {
+        grants.unmap(&mut done, held, |finished| {
             barrier |= finished.data.action == Action::Barrier;
             back.put_response(memory, finished.data.response(finished.result));
             *spare = Some(finished.memory);
@@ -371,8 +425,7 @@ impl Ring {
             memory: Some(memory),
             irq: Some(irq),
             back,
-            mapper,
-            pool,
+            grants,
             spare,
             copier,
             starved,
@@ -431,7 +484,7 @@ impl Ring {
             };
             // Besides this one.
             let idle = back.outstanding() <= 1;
-            let response = match self.stage(&parsed, spare, copier, pool) {
+            let response = match self.stage(&parsed, spare, copier, grants) {
                 Ok(request) => {
                     staged.push(request);
                     continue;
@@ -461,7 +514,7 @@ impl Ring {
         }
         if !staged.is_empty() {
             bdev::plugged(|| {
-                mapper.map(&mut staged, |request| match request {
+                grants.map(&mut staged, |request| match request {
                     Ok(mapped) => self
                         .medium
                         .submit(mapped, &self.context.blocking, &self.name),
@@ -488,7 +541,7 @@ impl Ring {
         parsed: &Parsed,
         spare: &mut Option<Memory<Pending>>,
         copier: &mut Option<Copier>,
-        pool: &mut PagePool,
+        grants: &mut Grants,
     ) -> core::result::Result<Staged<Pending>, Unstaged> {
         let (pending, pieces) = Pending::new(self.clone(), parsed);
         let memory = match spare.take() {
@@ -499,7 +552,7 @@ impl Ring {
             None => Memory::new(pieces.count())?,
         };
         let direction = pending.direction();
-        Staged::new(memory, pending, direction, pool, |builder| {
+        Staged::new(memory, pending, direction, grants, |builder| {
             self.fill(builder, &pieces, copier)
         })
         .map_err(|(err, memory, _)| {
@@ -580,6 +633,15 @@ impl WorkItem<1> for Ring {
 
     fn run(this: Arc<Ring>) {
         kernel::time::delay::fsleep(HELD_PAUSE);
+        this.schedule();
+    }
+}
+
+impl WorkItem<2> for Ring {
+    type Pointer = Arc<Ring>;
+
+    fn run(this: Arc<Ring>) {
+        this.idle.store(true, Relaxed);
         this.schedule();
     }
 }

@@ -126,6 +126,7 @@ impl Vbd {
                 offer: Offer {
                     queues: params::max_queues(),
                     ring_order: params::max_ring_page_order(),
+                    persistent: params::feature_persistent(),
                 },
                 frontend_state: Atomic::new(State::Initialising as u32),
                 unregister: Atomic::new(false),
@@ -158,6 +159,16 @@ impl Vbd {
     pub(crate) fn frontend_changed(self: &Arc<Self>, state: State) {
         self.frontend_state.store(state as u32, Relaxed);
         self.schedule();
+    }
+
+    /// Memory is short: gives back what is not in use. Does not sleep; while something happens to
+    /// the disk it does nothing.
+    pub(crate) fn reclaim_memory(&self) {
+        if let Some(inner) = self.inner.try_lock() {
+            if let Some(connection) = &inner.connection {
+                connection.reclaim();
+            }
+        }
     }
 
     /// Tears everything down. May sleep, for as long as requests are in flight.
@@ -204,6 +215,7 @@ impl Vbd {
             ),
             (c"multi-queue-max-queues", offer.queues),
             (c"max-ring-page-order", offer.ring_order),
+            (c"feature-persistent", u32::from(offer.persistent)),
         ] {
             // Without the node a frontend uses less of what there is.
             if let Err(err) = xenstore::write(self.name(), node, fmt!("{}", value)) {
@@ -369,11 +381,16 @@ impl Vbd {
         self.dev.switch_state(State::Connected);
         connection.start();
         pr_info!(
-            "{}: using {} queues of {} ring pages, protocol {}, {} sectors, {}\n",
+            "{}: using {} queues of {} ring pages, protocol {}, {}{} sectors, {}\n",
             self.name(),
             connection.queues(),
             connection.ring_pages(),
             connection.abi().name(),
+            if connection.persistent() {
+                "persistent grants, "
+            } else {
+                ""
+            },
             disk.sectors,
             if disk.readonly {
                 "read-only"

@@ -1,11 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mapping a guest's grants into pages of ours, many in one hypercall.
+//! A guest's grants: mapping them into pages of ours, many in one hypercall; keeping those mapped
+//! that the guest uses again and again; and copying from them.
 //!
 //! C header: [`include/xen/grant_table.h`](srctree/include/xen/grant_table.h)
 
+use blkif::persistent::{
+    Entry,
+    Index,
+    Table, //
+};
 use core::ptr::NonNull;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    time::{
+        msecs_to_jiffies,
+        Jiffies, //
+    }, //
+};
 
 use crate::{
     io::{
@@ -13,124 +25,141 @@ use crate::{
         Finished,
         List,
         Mapped,
-        Slot,
-        Staged,
-        INLINE_SEGMENTS, //
+        Staged, //
     },
     log,
-    raw, //
+    params,
+    pool::PagePool,
+    raw,
+    work::jiffies, //
 };
 
 /// Grants that go into one hypercall at most. A hypercall of 64 operations costs Xen some tens of
 /// microseconds, and its arrays 5 KiB of memory per ring.
 const BATCH: usize = 64;
 
-/// Pages kept by a pool at most: as many as a ring of one page can have in use without indirect
-/// requests.
-const POOL_MAX: usize = 32 * INLINE_SEGMENTS;
+/// Time between two rounds of returning persistent grants when a frontend uses more than are kept,
+/// in milliseconds, and the part of them that is returned in each round. Both as in xen-blkback.
+const PURGE_INTERVAL: u32 = 100;
+const PURGE_DIVISOR: usize = 20;
 
-/// Pages that grants are mapped into: struct pages without memory of their own, where the kernel
-/// has such (`CONFIG_XEN_UNPOPULATED_ALLOC`), else ballooned ones.
-///
-/// A pool holds back enough pages for one request without indirect segments, so that a ring whose requests have all been
-/// answered can always serve one more.
+/// Persistent grants that there is room for at first.
+const FIRST_ROOM: usize = 64;
+
+/// One granted page of a request.
 ///
 /// # Invariants
 ///
-/// All pages come from `gnttab_alloc_pages()`, are not mapped, and are ours. The vector has room for
-/// [`POOL_MAX`].
-pub struct PagePool {
-    pages: KVec<NonNull<raw::page>>,
+/// `page` comes from a [`PagePool`], and is what `backing` says. A slot belongs to one request of
+/// the [`Grants`] that made it, and is given back to it once.
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    page: NonNull<raw::page>,
+    gref: u32,
+    backing: Backing,
 }
 
-// SAFETY: The pages are ours, and may be used and freed in any task.
-unsafe impl Send for PagePool {}
+/// What is in the page of a slot.
+#[derive(Clone, Copy)]
+enum Backing {
+    /// Nothing; the page belongs to the slot.
+    Nothing,
+    /// The grant, mapped with this handle for this slot alone.
+    Mapped(u32),
+    /// The grant, which stays mapped; the slot is one of its users.
+    Kept(Index),
+}
 
-impl PagePool {
-    /// Creates a pool with the pages of one request. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn new() -> Result<Self> {
-        let mut pool = Self {
-            pages: KVec::with_capacity(POOL_MAX, GFP_KERNEL)?,
-        };
-        for _ in 0..INLINE_SEGMENTS {
-            let page = Self::alloc()?;
-            pool.put(page);
-        }
-        Ok(pool)
+impl Slot {
+    pub(crate) fn page(&self) -> NonNull<raw::page> {
+        self.page
     }
 
-    fn alloc() -> Result<NonNull<raw::page>> {
-        let mut page = core::ptr::null_mut();
-        // SAFETY: `page` is room for one pointer.
-        kernel::error::to_result(unsafe { raw::gnttab_alloc_pages(1, &mut page) })?;
-        NonNull::new(page).ok_or(ENOMEM)
-    }
-
-    /// Takes a page. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub(crate) fn get(&mut self) -> Result<NonNull<raw::page>> {
-        match self.pages.pop() {
-            Some(page) => Ok(page),
-            None => Self::alloc(),
-        }
-    }
-
-    /// Gives back a page that is not mapped any more.
-    pub(crate) fn put(&mut self, page: NonNull<raw::page>) {
-        if self.pages.push_within_capacity(page).is_err() {
-            Self::free(page);
-        }
-    }
-
-    fn free(page: NonNull<raw::page>) {
-        let mut page = page.as_ptr();
-        // SAFETY: The page comes from `gnttab_alloc_pages()` and is not mapped.
-        unsafe { raw::gnttab_free_pages(1, &mut page) }
+    /// Is the grant in the page?
+    pub(crate) fn is_mapped(&self) -> bool {
+        !matches!(self.backing, Backing::Nothing)
     }
 }
 
-impl Drop for PagePool {
-    fn drop(&mut self) {
-        while let Some(page) = self.pages.pop() {
-            Self::free(page);
+/// A persistent grant.
+///
+/// # Invariants
+///
+/// The grant is mapped into `page`, which belongs to the mapping, with this handle.
+struct Mapping {
+    page: NonNull<raw::page>,
+    handle: u32,
+}
+
+/// The persistent grants of a ring.
+struct Kept {
+    table: Table<Mapping, KVec<Entry<Mapping>>>,
+    /// There were more than may be kept, since the last round of returning some.
+    overflow: bool,
+    last_purge: Jiffies,
+}
+
+impl Kept {
+    /// Keeps a grant, if there is room or can be made. May sleep.
+    fn insert(&mut self, gref: u32, mapping: Mapping) -> Option<Index> {
+        let max = params::max_persistent_grants();
+        let len = self.table.len();
+        if len >= max {
+            self.overflow = true;
+            return None;
         }
+        if len >= self.table.capacity() {
+            let room = len.saturating_mul(2).max(FIRST_ROOM).min(max);
+            // If this fails, the grant is not kept.
+            if let Ok(mut entries) = KVec::with_capacity(room, GFP_KERNEL | __GFP_NOWARN) {
+                for _ in 0..room {
+                    let _ = entries.push_within_capacity(Entry::free());
+                }
+                self.table.grow(entries);
+            }
+        }
+        self.table.insert(gref, mapping).ok()
     }
 }
 
-/// Maps and unmaps the grants of whole lists of requests in as few hypercalls as possible.
+/// The grants of one ring's requests.
 ///
 /// # Invariants
 ///
 /// The vectors have room for [`BATCH`] elements and are empty between calls. During a call, the
 /// slots are those of requests that the call owns, each of them once.
-pub struct Mapper {
+pub struct Grants {
     domid: u16,
+    pool: PagePool,
+    /// None if the frontend does not use persistent grants.
+    kept: Option<Kept>,
     map_ops: KVec<raw::gnttab_map_grant_ref>,
     unmap_ops: KVec<raw::gnttab_unmap_grant_ref>,
     pages: KVec<*mut raw::page>,
     slots: KVec<NonNull<Slot>>,
 }
 
-// SAFETY: The pointers are only there during a call.
-unsafe impl Send for Mapper {}
+// SAFETY: All of it is ours and may be used in any task; the pointers to slots are only there
+// during a call.
+unsafe impl Send for Grants {}
 
-impl Mapper {
-    /// Creates a mapper for grants of the domain `domid`. May sleep.
+impl Grants {
+    /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`. May
+    /// sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(domid: u16) -> Result<Self> {
+    pub fn new(domid: u16, persistent: bool) -> Result<Self> {
         // INVARIANT: The room is allocated here.
         Ok(Self {
             domid,
+            pool: PagePool::new()?,
+            kept: persistent.then(|| Kept {
+                table: Table::new(KVec::new()),
+                overflow: false,
+                last_purge: jiffies(),
+            }),
             map_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             unmap_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
@@ -138,8 +167,41 @@ impl Mapper {
         })
     }
 
-    /// Maps all grants of all requests in `staged`, and hands each request to `then`: mapped, or,
-    /// if one of its grants could not be mapped, done with an error. May sleep.
+    /// A slot for a grant, which is mapped already if it is a persistent one. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn slot(&mut self, gref: u32) -> Result<Slot> {
+        if let Some(kept) = &mut self.kept {
+            if let Some((index, mapping)) = kept.table.acquire(gref) {
+                // INVARIANT: The mapping stays as long as it has a user, which this slot is now.
+                return Ok(Slot {
+                    page: mapping.page,
+                    gref,
+                    backing: Backing::Kept(index),
+                });
+            }
+        }
+        // INVARIANT: The page comes from a pool, and is not mapped.
+        Ok(Slot {
+            page: self.pool.get()?,
+            gref,
+            backing: Backing::Nothing,
+        })
+    }
+
+    /// Takes back a slot that nothing has been mapped for. May sleep.
+    pub(crate) fn put_back(&mut self, slot: Slot) {
+        match (slot.backing, &mut self.kept) {
+            (Backing::Nothing, _) => self.pool.put(slot.page),
+            (Backing::Kept(index), Some(kept)) => kept.table.release(index, jiffies() as u64),
+            (Backing::Kept(_), None) | (Backing::Mapped(_), _) => {}
+        }
+    }
+
+    /// Maps the grants of all requests in `staged` that are not, and hands each request to `then`:
+    /// mapped, or, if one of its grants could not be mapped, done with an error. May sleep.
     pub fn map<T>(
         &mut self,
         staged: &mut List<Staged<T>>,
@@ -148,12 +210,16 @@ impl Mapper {
         // Requests all of whose operations are in the batch, or have been done.
         let mut whole = List::new();
         while let Some(mut request) = staged.pop() {
-            let flags = if request.guest_memory_is_source() {
+            // A persistent grant serves requests of both directions.
+            let flags = if request.guest_memory_is_source() && self.kept.is_none() {
                 raw::GNTMAP_HOST_MAP | raw::GNTMAP_READONLY
             } else {
                 raw::GNTMAP_HOST_MAP
             };
             for slot in request.slots_mut() {
+                if slot.is_mapped() {
+                    continue;
+                }
                 if self.map_ops.len() >= BATCH {
                     self.map_batch();
                     while let Some(request) = whole.pop() {
@@ -165,9 +231,9 @@ impl Mapper {
                 unsafe {
                     raw::gnttab_set_map_op(
                         &mut op,
-                        slot.page().as_ptr(),
+                        slot.page.as_ptr(),
                         flags,
-                        slot.gref(),
+                        slot.gref,
                         self.domid,
                     )
                 };
@@ -175,7 +241,7 @@ impl Mapper {
                 //
                 // INVARIANT: The slot's request is in `whole` or at hand until the batch is done.
                 let _ = self.map_ops.push_within_capacity(op);
-                let _ = self.pages.push_within_capacity(slot.page().as_ptr());
+                let _ = self.pages.push_within_capacity(slot.page.as_ptr());
                 let _ = self.slots.push_within_capacity(NonNull::from(slot));
             }
             whole.push(request);
@@ -187,31 +253,42 @@ impl Mapper {
     }
 
     fn map_batch(&mut self) {
-        if !self.map_ops.is_empty() {
-            // The result says no more than the status of each operation: an operation that Xen did
-            // not get to keeps the positive status that it was prepared with.
-            //
-            // SAFETY: Both arrays have `len` elements, and the pages are ours and not mapped.
-            unsafe {
-                raw::gnttab_map_refs(
-                    self.map_ops.as_mut_ptr(),
-                    core::ptr::null_mut(),
-                    self.pages.as_mut_ptr(),
-                    self.map_ops.len() as u32,
-                )
-            };
+        if self.map_ops.is_empty() {
+            return;
         }
+        // The result says no more than the status of each operation: an operation that Xen did
+        // not get to keeps the positive status that it was prepared with.
+        //
+        // SAFETY: Both arrays have `len` elements, and the pages are ours and not mapped.
+        unsafe {
+            raw::gnttab_map_refs(
+                self.map_ops.as_mut_ptr(),
+                core::ptr::null_mut(),
+                self.pages.as_mut_ptr(),
+                self.map_ops.len() as u32,
+            )
+        };
         for (slot, op) in self.slots.iter_mut().zip(&self.map_ops) {
             // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
             let slot = unsafe { slot.as_mut() };
             if op.status == raw::GNTST_okay as i16 {
-                // INVARIANT: Mapped just now.
-                slot.set_mapped(op.handle);
+                // INVARIANT: The grant was mapped just now; if it is kept, the page belongs to the
+                // mapping, and the slot is its user.
+                let kept = self.kept.as_mut().and_then(|kept| {
+                    kept.insert(
+                        slot.gref,
+                        Mapping {
+                            page: slot.page,
+                            handle: op.handle,
+                        },
+                    )
+                });
+                slot.backing = kept.map_or(Backing::Mapped(op.handle), Backing::Kept);
             } else if log::permitted() {
                 pr_warn!(
                     "dom{}: grant {} of a request cannot be mapped (grant table error {})\n",
                     self.domid,
-                    slot.gref(),
+                    slot.gref,
                     op.status
                 );
             }
@@ -221,106 +298,178 @@ impl Mapper {
         self.slots.clear();
     }
 
-    /// Unmaps all grants of the requests in `done`, gives their pages back to `pool`, and hands
-    /// what remains of each request to `then`. May sleep.
+    /// Takes the slots of the requests in `done` back, unmaps the grants that are not kept, and
+    /// hands what remains of each request to `then`. May sleep.
     ///
     /// A request one of whose pages is still held by somebody, as by a network card that sends it
-    /// again, goes to `held` instead: the guest must not get its memory back before.
+    /// again, goes to `held` instead: the guest must not get its memory back before. A persistent
+    /// grant is not given back to the guest, so its page does not matter.
     pub fn unmap<T>(
         &mut self,
-        pool: &mut PagePool,
         done: &mut List<Done<T>>,
         held: &mut List<Done<T>>,
         mut then: impl FnMut(Finished<T>),
     ) {
+        let now = jiffies() as u64;
         let mut whole = List::new();
         while let Some(mut request) = done.pop() {
-            let referenced = request.slots().iter().any(|slot| {
-                // SAFETY: The page is valid.
-                unsafe { raw::page_count(slot.page().as_ptr()) > 1 }
-            });
+            let referenced = request
+                .slots()
+                .iter()
+                .any(|slot| matches!(slot.backing, Backing::Mapped(_)) && is_referenced(slot.page));
             if referenced {
                 held.push(request);
                 continue;
             }
             for slot in request.slots_mut() {
-                let Some(handle) = slot.handle() else {
-                    continue;
-                };
-                if self.unmap_ops.len() >= BATCH {
-                    self.unmap_batch();
-                    self.finish(pool, &mut whole, &mut then);
+                match (slot.backing, &mut self.kept) {
+                    (Backing::Kept(index), Some(kept)) => kept.table.release(index, now),
+                    (Backing::Mapped(handle), _) => {
+                        if self.unmap_ops.len() >= BATCH {
+                            self.unmap_batch();
+                            while let Some(request) = whole.pop() {
+                                then(Done::finish(request));
+                            }
+                        }
+                        self.unmap_later(slot.page, handle);
+                    }
+                    (Backing::Nothing, _) => self.pool.put(slot.page),
+                    (Backing::Kept(_), None) => {}
                 }
-                let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
-                // SAFETY: The operation may be written, the page is valid.
-                unsafe {
-                    raw::gnttab_set_unmap_op(
-                        &mut op,
-                        slot.page().as_ptr(),
-                        raw::GNTMAP_HOST_MAP,
-                        handle,
-                    )
-                };
-                // There is room.
-                //
-                // INVARIANT: The slot's request is in `whole` or at hand until the batch is done.
-                let _ = self.unmap_ops.push_within_capacity(op);
-                let _ = self.pages.push_within_capacity(slot.page().as_ptr());
-                let _ = self.slots.push_within_capacity(NonNull::from(slot));
             }
             whole.push(request);
         }
         self.unmap_batch();
-        self.finish(pool, &mut whole, &mut then);
+        while let Some(request) = whole.pop() {
+            then(request.finish());
+        }
     }
 
+    /// Adds to the batch, which must have room, a page that is then no longer the caller's.
+    fn unmap_later(&mut self, page: NonNull<raw::page>, handle: u32) {
+        let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
+        // SAFETY: The operation may be written, the page is valid.
+        unsafe { raw::gnttab_set_unmap_op(&mut op, page.as_ptr(), raw::GNTMAP_HOST_MAP, handle) };
+        let _ = self.unmap_ops.push_within_capacity(op);
+        let _ = self.pages.push_within_capacity(page.as_ptr());
+    }
+
+    /// Unmaps what is in the batch, and gives its pages to the pool.
     fn unmap_batch(&mut self) {
-        if !self.unmap_ops.is_empty() {
-            // SAFETY: Both arrays have `len` elements; the pages are mapped by the handles.
-            unsafe {
-                raw::gnttab_unmap_refs(
-                    self.unmap_ops.as_mut_ptr(),
-                    core::ptr::null_mut(),
-                    self.pages.as_mut_ptr(),
-                    self.unmap_ops.len() as u32,
-                )
-            };
+        if self.unmap_ops.is_empty() {
+            return;
         }
-        for (slot, op) in self.slots.iter_mut().zip(&self.unmap_ops) {
-            if op.status == raw::GNTST_okay as i16 {
-                // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
-                //
-                // INVARIANT: Unmapped just now.
-                unsafe { slot.as_mut() }.set_unmapped();
+        // SAFETY: Both arrays have `len` elements; the pages are mapped by the handles.
+        unsafe {
+            raw::gnttab_unmap_refs(
+                self.unmap_ops.as_mut_ptr(),
+                core::ptr::null_mut(),
+                self.pages.as_mut_ptr(),
+                self.unmap_ops.len() as u32,
+            )
+        };
+        for (page, op) in self.pages.iter().zip(&self.unmap_ops) {
+            match NonNull::new(*page) {
+                Some(page) if op.status == raw::GNTST_okay as i16 => self.pool.put(page),
+                // The page may still show the guest's memory; it can never be used again.
+                _ => pr_err!(
+                    "dom{}: a grant cannot be unmapped, a page is lost\n",
+                    self.domid
+                ),
             }
         }
         self.unmap_ops.clear();
         self.pages.clear();
-        self.slots.clear();
     }
 
-    /// Gives back the pages of unmapped requests.
-    fn finish<T>(
-        &self,
-        pool: &mut PagePool,
-        whole: &mut List<Done<T>>,
-        then: &mut impl FnMut(Finished<T>),
-    ) {
-        while let Some(request) = whole.pop() {
-            for slot in request.slots() {
-                if slot.handle().is_none() {
-                    pool.put(slot.page());
-                } else {
-                    // The page may still show the guest's memory; it can never be used again.
-                    pr_err!(
-                        "dom{}: a grant cannot be unmapped, a page is lost\n",
-                        self.domid
-                    );
-                }
+    /// Returns up to `count` persistent grants that nobody has used since `until`, the least
+    /// recently used first.
+    fn evict(&mut self, mut count: usize, until: u64) {
+        let now = jiffies() as u64;
+        while let Some(kept) = &mut self.kept {
+            let Some((index, mapping, since)) = kept.table.oldest() else {
+                break;
+            };
+            if count == 0 || since > until {
+                break;
             }
-            then(request.finish());
+            count = count.saturating_sub(1);
+            if is_referenced(mapping.page) {
+                kept.table.refresh(index, now);
+            } else if let Some(mapping) = kept.table.remove(index) {
+                if self.unmap_ops.len() >= BATCH {
+                    self.unmap_batch();
+                }
+                self.unmap_later(mapping.page, mapping.handle);
+            }
+        }
+        self.unmap_batch();
+    }
+
+    /// Returns some persistent grants if there are more than the parameter `max_persistent_grants`
+    /// allows, or if the frontend has used more since the last time. To be called often; does
+    /// something at most every 100 ms. May sleep.
+    pub fn purge(&mut self) {
+        let Some(kept) = &mut self.kept else {
+            return;
+        };
+        let max = params::max_persistent_grants();
+        let excess = kept.table.len().saturating_sub(max);
+        if !kept.overflow && excess == 0 {
+            return;
+        }
+        let now = jiffies();
+        if now.wrapping_sub(kept.last_purge) < msecs_to_jiffies(PURGE_INTERVAL) {
+            return;
+        }
+        kept.last_purge = now;
+        kept.overflow = false;
+        self.evict(excess.saturating_add(max / PURGE_DIVISOR), now as u64);
+    }
+
+    /// Is there memory that [`Grants::give_back`] could return, now or later?
+    pub fn has_spare(&self) -> bool {
+        self.pool.has_spare()
+            || self
+                .kept
+                .as_ref()
+                .is_some_and(|kept| !kept.table.is_empty())
+    }
+
+    /// Returns the persistent grants that have not been used for `unused`, and the pages that are
+    /// not in use. Whether no persistent grant is left. May sleep.
+    pub fn give_back(&mut self, unused: Jiffies) -> bool {
+        let until = (jiffies() as u64).checked_sub(unused as u64);
+        if let (Some(kept), Some(until)) = (&self.kept, until) {
+            self.evict(kept.table.len(), until);
+        }
+        self.pool.trim();
+        let Some(kept) = &mut self.kept else {
+            return true;
+        };
+        let empty = kept.table.is_empty();
+        if empty {
+            kept.table = Table::new(KVec::new());
+        }
+        empty
+    }
+}
+
+impl Drop for Grants {
+    fn drop(&mut self) {
+        if !self.give_back(0) {
+            pr_err!(
+                "dom{}: persistent grants in use at the end, their pages are lost\n",
+                self.domid
+            );
         }
     }
+}
+
+/// Does somebody beside us hold a reference to the page?
+fn is_referenced(page: NonNull<raw::page>) -> bool {
+    // SAFETY: Pages in slots and mappings are valid.
+    unsafe { raw::page_count(page.as_ptr()) > 1 }
 }
 
 /// A private copy of a guest's page.

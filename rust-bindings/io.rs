@@ -7,12 +7,12 @@
 //! Who owns it, and what may be done with it, is its type:
 //!
 //! ```text
-//!  Memory ─ Staged::new ─► Staged ─ Mapper::map ─► Mapped ─ submit, flush ─► (I/O in flight)
+//!  Memory ─ Staged::new ─► Staged ─ Grants::map ─► Mapped ─ submit, flush ─► (I/O in flight)
 //!    ▲                                │  ▲ ▲                      │     │
 //!    │                        failed  │  │ └── Owner::retry ◄─────┘     │ Owner::complete
 //!    │                                │  └── Owner::run ◄─ Mapped::defer│
 //!    │                                ▼                                 │
-//!  Finished ◄──── Mapper::unmap ──── Done ◄─────────────────────────────┘
+//!  Finished ◄──── Grants::unmap ──── Done ◄─────────────────────────────┘
 //! ```
 //!
 //! Each arrow consumes the value that it starts from. The driver's data, which stand for the
@@ -38,7 +38,10 @@ use kernel::{
 
 use crate::{
     file::FileOp,
-    grant::PagePool,
+    grant::{
+        Grants,
+        Slot, //
+    },
     raw,
     work::OwnedQueue, //
 };
@@ -96,44 +99,6 @@ pub enum Direction {
     Read,
     /// From the guest to the disk.
     Write,
-}
-
-/// One granted page of a request.
-///
-/// # Invariants
-///
-/// `page` comes from a [`PagePool`]. The grant is mapped into it if and only if `handle` is not
-/// [`NOT_MAPPED`].
-#[derive(Clone, Copy)]
-pub(crate) struct Slot {
-    page: NonNull<raw::page>,
-    gref: u32,
-    handle: u32,
-}
-
-/// A value that Xen uses for no handle (`INVALID_GRANT_HANDLE`).
-const NOT_MAPPED: u32 = u32::MAX;
-
-impl Slot {
-    pub(crate) fn page(&self) -> NonNull<raw::page> {
-        self.page
-    }
-
-    pub(crate) fn gref(&self) -> u32 {
-        self.gref
-    }
-
-    pub(crate) fn handle(&self) -> Option<u32> {
-        (self.handle != NOT_MAPPED).then_some(self.handle)
-    }
-
-    pub(crate) fn set_mapped(&mut self, handle: u32) {
-        self.handle = handle;
-    }
-
-    pub(crate) fn set_unmapped(&mut self) {
-        self.handle = NOT_MAPPED;
-    }
 }
 
 /// What does the I/O. Which one is in use is known to the module that submitted it.
@@ -389,7 +354,7 @@ pub struct Finished<T> {
 /// Builds a request from its segments.
 pub struct Builder<'a, T> {
     inner: &'a mut Inner<T>,
-    pool: &'a mut PagePool,
+    grants: &'a mut Grants,
 }
 
 impl<T> Builder<'_, T> {
@@ -410,18 +375,12 @@ impl<T> Builder<'_, T> {
             return Err(EINVAL);
         }
         let bytes = self.inner.bytes.checked_add(len).ok_or(EINVAL)?;
-        let page = self.pool.get()?;
+        let slot = self.grants.slot(gref)?;
         // SAFETY: There is room for the element.
-        //
-        // INVARIANT: The page is from the pool, and not mapped.
         unsafe {
-            slots.add(index).write(Slot {
-                page,
-                gref,
-                handle: NOT_MAPPED,
-            });
+            slots.add(index).write(slot);
             vecs.add(index).write(raw::bio_vec {
-                bv_page: page.as_ptr(),
+                bv_page: slot.page().as_ptr(),
                 bv_len: len,
                 bv_offset: offset,
             });
@@ -443,7 +402,7 @@ impl<T> Staged<T> {
         memory: Memory<T>,
         data: T,
         direction: Direction,
-        pool: &mut PagePool,
+        grants: &mut Grants,
         fill: impl FnOnce(&mut Builder<'_, T>) -> core::result::Result<(), E>,
     ) -> core::result::Result<Self, (E, Memory<T>, T)> {
         let mut inner = memory.inner;
@@ -467,22 +426,18 @@ impl<T> Staged<T> {
         let mut request = Self(unsafe { inner.assume_init() });
         let mut builder = Builder {
             inner: &mut request.0,
-            pool,
+            grants,
         };
         match fill(&mut builder) {
             Ok(()) => Ok(request),
             Err(err) => {
                 for slot in request.0.slots() {
-                    pool.put(slot.page());
+                    grants.put_back(*slot);
                 }
                 let (memory, data) = request.0.dissolve();
                 Err((err, memory, data))
             }
         }
-    }
-
-    pub(crate) fn slots(&self) -> &[Slot] {
-        self.0.slots()
     }
 
     pub(crate) fn slots_mut(&mut self) -> &mut [Slot] {
@@ -495,7 +450,7 @@ impl<T> Staged<T> {
 
     /// The next state, which depends on whether all slots have been mapped.
     pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Done<T>> {
-        if self.slots().iter().all(|slot| slot.handle().is_some()) {
+        if self.0.slots().iter().all(Slot::is_mapped) {
             // INVARIANT: Just checked; `add` has checked the vectors.
             Ok(Mapped(self.0))
         } else {

@@ -16,3 +16,21 @@ MODULE_PARM_DESC(max_queues,
 unsigned int xbr_max_ring_page_order = XENBUS_MAX_RING_GRANT_ORDER;
 module_param_named(max_ring_page_order, xbr_max_ring_page_order, uint, 0444);
 MODULE_PARM_DESC(max_ring_page_order, "Largest order of the number of pages of a ring");
+
+bool xbr_feature_persistent = true;
+module_param_named(feature_persistent, xbr_feature_persistent, bool, 0644);
+MODULE_PARM_DESC(feature_persistent, "Offer persistent grants to frontends that connect");
+
+unsigned int xbr_max_buffer_pages = 1024;
+module_param_named(max_buffer_pages, xbr_max_buffer_pages, uint, 0644);
+MODULE_PARM_DESC(max_buffer_pages, "Most free pages that a ring keeps to map grants into");
+
+unsigned int xbr_max_persistent_grants = 1056;
+module_param_named(max_persistent_grants, xbr_max_persistent_grants, uint, 0644);
+MODULE_PARM_DESC(max_persistent_grants, "Most persistent grants that a ring keeps mapped");
+
+unsigned int xbr_persistent_grant_unused_seconds = 60;
+module_param_named(persistent_grant_unused_seconds,
+		   xbr_persistent_grant_unused_seconds, uint, 0644);
+MODULE_PARM_DESC(persistent_grant_unused_seconds,
+		 "Time in seconds after which an unused persistent grant is returned; 0 means never");

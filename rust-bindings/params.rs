@@ -5,6 +5,11 @@
 //! They are declared in `params.c`, appear in `/sys/module/xen_blkback_rs/parameters/`, and can be
 //! changed there while they are read here.
 
+use kernel::time::{
+    msecs_to_jiffies,
+    Jiffies, //
+};
+
 use crate::{
     raw,
     ring::MAX_RING_ORDER, //
@@ -25,4 +30,32 @@ pub fn max_queues() -> u32 {
 pub fn max_ring_page_order() -> u32 {
     // SAFETY: A static of the module, read once.
     unsafe { (&raw const raw::xbr_max_ring_page_order).read_volatile() }.min(MAX_RING_ORDER)
+}
+
+/// Are persistent grants offered to frontends that connect (`feature_persistent`)?
+pub fn feature_persistent() -> bool {
+    // SAFETY: A static of the module, read once.
+    unsafe { (&raw const raw::xbr_feature_persistent).read_volatile() }
+}
+
+/// Most free pages that a ring keeps to map grants into (`max_buffer_pages`).
+pub(crate) fn max_buffer_pages() -> usize {
+    // SAFETY: A static of the module, read once.
+    unsafe { (&raw const raw::xbr_max_buffer_pages).read_volatile() as usize }
+}
+
+/// Most persistent grants that a ring keeps mapped (`max_persistent_grants`).
+pub(crate) fn max_persistent_grants() -> usize {
+    // SAFETY: A static of the module, read once.
+    unsafe { (&raw const raw::xbr_max_persistent_grants).read_volatile() as usize }
+}
+
+/// Time after which an unused persistent grant is returned (`persistent_grant_unused_seconds`).
+/// `None` means never. At most a day, so that no timer overflows.
+pub fn persistent_grant_unused() -> Option<Jiffies> {
+    // SAFETY: A static of the module, read once.
+    match unsafe { (&raw const raw::xbr_persistent_grant_unused_seconds).read_volatile() } {
+        0 => None,
+        seconds => Some(msecs_to_jiffies(seconds.min(86_400).wrapping_mul(1000))),
+    }
 }

@@ -10,6 +10,8 @@ use core::{
 };
 use kernel::{
     prelude::*,
+    sync::Arc,
+    time::Jiffies,
     workqueue, //
 };
 
@@ -74,4 +76,32 @@ impl Drop for OwnedQueue {
 pub fn flush_work<T: ?Sized, const ID: u64>(work: &workqueue::Work<T, ID>) {
     // SAFETY: `work` is a valid reference, so is the `work_struct` in it.
     unsafe { raw::flush_work(workqueue::Work::raw_get(work)) };
+}
+
+/// Takes a delayed work item back that waits for its time, and waits until it has finished if it
+/// runs. It must not be queued again meanwhile. May sleep.
+///
+/// Must not be called from the work item itself: it would wait for itself.
+pub fn cancel_delayed_work<T, const ID: u64>(item: &Arc<T>)
+where
+    T: workqueue::HasDelayedWork<T, ID> + workqueue::WorkItem<ID, Pointer = Arc<T>>,
+{
+    let ptr = Arc::as_ptr(item).cast_mut();
+    // SAFETY: `ptr` is valid, and so is its field, which by the contract of `HasDelayedWork` is the
+    // first of a `delayed_work`.
+    let waited = unsafe {
+        let work = workqueue::Work::raw_get(T::raw_get_work(ptr));
+        raw::cancel_delayed_work_sync(kernel::container_of!(work, raw::delayed_work, work))
+    };
+    if waited {
+        // SAFETY: The item was queued as `Arc<T>`, whose reference its run would have taken over.
+        // It does not run, so the reference is ours.
+        drop(unsafe { Arc::from_raw(ptr.cast_const()) });
+    }
+}
+
+/// The kernel's clock, in units of `1/CONFIG_HZ` seconds. Any context.
+pub fn jiffies() -> Jiffies {
+    // SAFETY: The counter is written by the timer interrupt only, and is one machine word.
+    unsafe { (&raw const raw::jiffies).read_volatile() }
 }

@@ -8,7 +8,7 @@
 //! - [`raw`]: generated bindings, private to the crate.
 //! - [`mem`], [`work`], [`log`], [`params`]: allocation scopes, workqueues, rate-limited messages, the
 //!   module's parameters.
-//! - [`xenbus`], [`xenstore`], [`evtchn`], [`grant`], [`ring`]: Xen.
+//! - [`xenbus`], [`xenstore`], [`evtchn`], [`pool`], [`grant`], [`ring`]: Xen.
 //! - [`io`]: one request's memory, from the grant references to the finished I/O, and the states
 //!   that it goes through.
 //! - [`bdev`], [`file`](mod@file): where a request's I/O goes.
@@ -28,6 +28,7 @@ pub mod io;
 pub mod log;
 pub mod mem;
 pub mod params;
+mod pool;
 pub mod ring;
 pub mod work;
 pub mod xenbus;

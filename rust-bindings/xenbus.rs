@@ -217,6 +217,10 @@ pub trait Driver: Sized + 'static {
     /// The frontend's state has changed. Task context.
     fn otherend_changed(data: &Self::Data, state: State);
 
+    /// Memory is short: what the device does not need should be given back. Called by whoever
+    /// allocates, so it must not allocate or wait for a lock that is held during an allocation.
+    fn reclaim_memory(data: &Self::Data);
+
     /// The device goes away. When this returns nothing may use the device any more. May sleep.
     fn remove(data: &Self::Data);
 }
@@ -271,6 +275,7 @@ impl<T: Driver> Registration<T> {
                     (*drv).probe = Some(Self::probe_callback);
                     (*drv).otherend_changed = Some(Self::otherend_changed_callback);
                     (*drv).remove = Some(Self::remove_callback);
+                    (*drv).reclaim_memory = Some(Self::reclaim_memory_callback);
                     raw::__xenbus_register_backend(
                         drv,
                         module.as_ptr(),
@@ -322,6 +327,20 @@ impl<T: Driver> Registration<T> {
         let data =
             unsafe { <KBox<T::Data> as ForeignOwnable>::borrow((*dev).dev.driver_data.cast()) };
         T::otherend_changed(data, State::from_number(state));
+    }
+
+    /// # Safety
+    ///
+    /// Called by the xenbus only, with a valid device, at any time but during probe and remove
+    /// (`reclaim_sem`).
+    unsafe extern "C" fn reclaim_memory_callback(dev: *mut raw::xenbus_device) {
+        // SAFETY: probe and remove, which alone change the pointer, do not run.
+        let data = unsafe { (*dev).dev.driver_data };
+        if !data.is_null() {
+            // SAFETY: probe stored the data, and remove has not taken them out.
+            let data = unsafe { <KBox<T::Data> as ForeignOwnable>::borrow(data.cast()) };
+            T::reclaim_memory(data);
+        }
     }
 
     /// # Safety

@@ -158,6 +158,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod persistent;
 pub mod request;
 pub mod ring;
 

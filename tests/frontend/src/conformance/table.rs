@@ -331,6 +331,12 @@ fn transfers(what: &str, operation: Operation) -> Vec<Row> {
             When::Persistent,
             Error,
             "a persistent grant is mapped for writing whatever the request is",
+        )
+        .but(
+            Peer::Rs,
+            When::Persistent,
+            Error,
+            "a persistent grant is mapped for writing whatever the request is",
         ),
     ];
     rows.push(Row {
@@ -506,6 +512,12 @@ fn indirect(what: &str, operation: Operation) -> Vec<Row> {
         )
         .but(
             Peer::Loop,
+            When::Persistent,
+            Error,
+            "a persistent grant is mapped for writing whatever the request is",
+        )
+        .but(
+            Peer::Rs,
             When::Persistent,
             Error,
             "a persistent grant is mapped for writing whatever the request is",

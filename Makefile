@@ -5,10 +5,12 @@ KVER ?=
 KDIR ?=
 DESTDIR ?=
 prefix ?=
+MODE ?=
+BENCH ?=
 export KVER KDIR XB_MIRROR
 XB := python3 scripts/xb.py
 
-.PHONY: module kernel check check-host check-nested check-build-all fmt demo install uninstall clean distclean help
+.PHONY: module kernel check check-host check-nested check-build-all fmt demo bench install uninstall clean distclean help
 
 module: ## build the module for KVER (the default target): build/module/KVER/xen-blkback-rs.ko
 	@$(XB) module
@@ -33,6 +35,9 @@ fmt: ## format the Rust sources by the kernel's configuration
 
 demo: ## boot Xen and a stock dom0 under QEMU and show guests on the module's disks
 	@$(XB) demo
+
+bench: ## measure the module beside its peers, in one boot for each MODE (timed exact); BENCH='--help' shows more
+	@$(XB) bench -- $(if $(MODE),--mode $(MODE)) $(BENCH)
 
 install: ## install module, modprobe.d file and hotplug helper for KVER below DESTDIR
 	@$(XB) install --dest '$(DESTDIR)$(or $(prefix),/)'

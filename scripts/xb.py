@@ -47,6 +47,8 @@ def arguments() -> argparse.Namespace:
     add("fmt", "format the Rust sources by the kernel's configuration")
     add("check-second", "build against the newest kernel of another series too")
     add("demo", "build, boot Xen and show guests on the module's disks")
+    command = add("bench", "build, boot Xen and measure the module beside its peers; options after -- go to scripts/nested/bench.py")
+    command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- OPTION")
     for name in ("install", "uninstall"):
         add(name, f"{name} module, modprobe.d file and hotplug helper").add_argument("--dest", type=Path, default=Path("/"))
     add("clean", "remove the module's build output", False)
@@ -82,7 +84,11 @@ def main() -> int:
         case "demo":
             to = module.target(options.kver, options.kdir)
             module.build(to)
-            return subprocess.run([sys.executable, str(TOP / "scripts/nested/demo.py"), "--kver", to.release]).returncode
+            return nested("demo.py", to.release)
+        case "bench":
+            to = module.target(options.kver, options.kdir)
+            module.build(to)
+            return nested("bench.py", to.release, *(word for word in options.argv if word != "--"))
         case "install":
             to = module.target(options.kver, options.kdir)
             module.build(to)
@@ -95,6 +101,11 @@ def main() -> int:
         case "distclean":
             remove(BUILD)
     return 0
+
+
+def nested(program: str, kver: str, *argv: str) -> int:
+    """Runs a program of scripts/nested."""
+    return subprocess.run([sys.executable, str(TOP / "scripts/nested" / program), "--kver", kver, *argv]).returncode
 
 
 def check(options: argparse.Namespace) -> int:

@@ -101,8 +101,11 @@ def tar_drive(target: Path, files: list[tuple[Path, str, int]]) -> None:
 class Machine:
     """A machine whose drives outlive its power: boot() after kill() is what a power cut is."""
 
-    def __init__(self, image: Image, files: list[tuple[Path, str, int]], *, cpus: int = 1, xen: str = "", kernel: str = "") -> None:
+    def __init__(self, image: Image, files: list[tuple[Path, str, int]], *, cpus: int = 1, xen: str = "", kernel: str = "",
+                 memory: int = MEMORY, dom0_memory: int = DOM0_MEMORY, exact: bool = False) -> None:
+        """Sizes are in MiB. An exact machine's clock counts instructions: a nanosecond of it is one."""
         self.image = image
+        self.memory, self.dom0_memory, self.exact = memory, dom0_memory, exact
         self.cpus, self.xen, self.kernel = cpus, xen, kernel
         runs = NESTED / "run"
         runs.mkdir(parents=True, exist_ok=True)
@@ -121,10 +124,14 @@ class Machine:
         """The whole command line. cache=unsafe: what dom0 has sent to a drive survives our SIGKILL in the host's
         page cache, what it still holds itself does not; so a power cut means what it should."""
         image = self.image
-        xen = f"com1=115200,8n1 console=com1 dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M loglvl=all guest_loglvl=all " \
+        xen = f"com1=115200,8n1 console=com1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M loglvl=all guest_loglvl=all " \
               f"noreboot watchdog=0 {self.xen}"
         kernel = f"console=hvc0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on {self.kernel}"
-        argv = [*qemu(), "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", str(self.cpus), "-m", str(MEMORY), "-nodefaults",
+        clock = ["tcg,thread=single", "-icount", "shift=0,sleep=off,align=off", "-seed", "1", "-rtc", "base=2026-11-01,clock=vm"] \
+            if self.exact else ["tcg,thread=multi"]
+        # QEMU gives up ("Bad icount read") where an x2APIC's timer is set.
+        cpu = f"{CPU},-x2apic" if self.exact else CPU
+        argv = [*qemu(), "-accel", *clock, "-cpu", cpu, "-smp", str(self.cpus), "-m", str(self.memory), "-nodefaults",
                 "-display", "none", "-no-reboot", "-kernel", str(image.xen), "-append", xen,
                 "-initrd", f"{image.kernel} {kernel},{image.initramfs}"]
         drives = [(image.root, "xb-root", ",snapshot=on"), (self.directory / "tar", "xb-tar", "")]

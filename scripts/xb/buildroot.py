@@ -85,6 +85,16 @@ def ensure() -> None:
         write_json(stamp, {"key": key, "suite": SUITE, "packages": PACKAGES, "compilers": compilers})
 
 
+def extra(packages: Sequence[str]) -> None:
+    """Packages that only few need: into the build root when they are first asked for."""
+    ensure()
+    missing = [name for name in packages if not (ROOT / f"var/lib/dpkg/info/{name}.list").exists()]
+    if missing:
+        with lock("root"), step(f"build root: adding {' '.join(missing)}"):
+            run(["apt-get", "update"], log="root-extra", env=APT_ENV)
+            run(["apt-get", "install", "-y", "--no-install-recommends", *missing], log="root-extra", append=True, env=APT_ENV)
+
+
 APT_ENV = {"DEBIAN_FRONTEND": "noninteractive"}
 
 

@@ -163,6 +163,9 @@ pub struct Load {
     /// How long
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
+    /// End after so many requests on each ring, if that is earlier
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    pub requests: u64,
     /// Requests in flight on each ring
     #[arg(long, default_value_t = 1)]
     pub depth: u32,

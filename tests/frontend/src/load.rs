@@ -34,6 +34,8 @@ struct Plan {
     sequential: bool,
     batch: u32,
     seed: u64,
+    /// Requests of a ring.
+    limit: u64,
     timeout: Duration,
     end: Instant,
 }
@@ -147,6 +149,7 @@ fn plan(device: &Device, options: &Load, timeout: u64) -> Result<Plan> {
         batch: options.batch.min(options.depth),
         seed: options.seed,
         timeout: Duration::from_secs(timeout),
+        limit: options.requests,
         end: Instant::now(),
     })
 }
@@ -192,7 +195,12 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
     // Rings that go through the disk in order start at different places.
     let mut next = number.wrapping_mul(plan.places / 7);
     let abi = ring.abi();
+    let mut left = plan.limit;
     let mut send = |ring: &mut Ring, slot: usize, templates: &mut [Template]| {
+        if left == 0 {
+            return;
+        }
+        left -= 1;
         let template = &mut templates[slot];
         let place = if plan.sequential {
             next % plan.places

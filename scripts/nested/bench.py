@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""`make bench`: one boot of Xen and dom0 in which the same loads run on every way to serve a disk.
+
+What is measured, and how, stands in tests/nested/dom0/bench.py. Here: the machine, and what is made of the figures:
+    build/bench/MODE.json             each single figure
+    Documentation/benchmarks/         table and plot (with --publish)
+
+Two modes. timed: the emulation runs as it can, and figures compare within a boot. exact: its clock counts instructions,
+so that two boots agree, but a cache miss or a flushed TLB costs no more than any other instruction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import image  # noqa: E402
+from vm import Dead, Machine, frontend_files, module_files  # noqa: E402
+from xb import buildroot  # noqa: E402
+from xb.common import BUILD, TOP, Fail, lock, rel, say, write_json  # noqa: E402
+
+OUTPUT = BUILD / "bench"
+PUBLISHED = TOP / "Documentation/benchmarks"
+PLOT = Path(__file__).with_name("plot.py")
+# How many times the requests of dom0/bench.py: an exact machine is slow, and needs few.
+SCALE = {"timed": 4, "exact": 1}
+MEMORY, DOM0_MEMORY = 3072, 1792
+
+
+def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All figures, as they come from dom0."""
+    files = [*module_files(kver, "rs"), *frontend_files()]
+    with Machine(image.ensure(kver), files, memory=MEMORY, dom0_memory=DOM0_MEMORY, exact=mode == "exact") as machine:
+        say(f"{mode}: booting Xen and {kver}")
+        machine.boot()
+        command = f"cd /opt/xb && exec python3 -u dom0/bench.py --repeat {options.repeat} --scale {SCALE[mode]}"
+        for name in ("only", "loads"):
+            if words := getattr(options, name):
+                command += f" --{name} " + " ".join(f"'{word}'" for word in words)
+        figures, status = [], 1
+        for message in machine.execute(command, timeout=7200):
+            text = message.get("log", "")
+            if text.startswith("@R "):
+                figure = json.loads(text[3:])
+                figures.append(figure)
+                print(f"  {figure['setup']:28} {figure['load']:30} {figure['cpu_ns'] / 1000:10.1f} {UNITS[mode]}, "
+                      f"{figure['per_second']:8.0f}/s, {figure['latency_us']:8.0f} us", flush=True)
+            elif text:
+                print(f"  {text}", flush=True)
+            status = message.get("exit", status)
+        if status:
+            raise Fail("the bench did not end well; what it said is above")
+    return figures
+
+
+UNITS = {"timed": "us of dom0", "exact": "1000 instr."}
+
+
+def table(figures: list[dict[str, Any]], key: str, scale: float, digits: int) -> str:
+    """Set-ups against loads: the median over the rounds, and half the distance of the extremes where there are some."""
+    setups = list(dict.fromkeys(figure["setup"] for figure in sorted(figures, key=lambda figure: figure["round"])))
+    loads = list(dict.fromkeys(figure["load"] for figure in figures))
+    lines = ["| | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
+    for setup in setups:
+        cells = []
+        for load in loads:
+            values = [figure[key] / scale for figure in figures if figure["setup"] == setup and figure["load"] == load]
+            if not values:
+                cells.append("")
+                continue
+            cell = f"{statistics.median(values):.{digits}f}"
+            if len(values) > 1:
+                cell += f" ±{(max(values) - min(values)) / 2:.{digits}f}"
+            cells.append(cell)
+        lines.append(f"| {setup} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(kver: str, mode: str, figures: list[dict[str, Any]]) -> str:
+    rounds = 1 + max(figure["round"] for figure in figures)
+    cost = "Thousands of instructions that dom0 executes for a request" if mode == "exact" else \
+        "Microseconds of dom0's processor time for a request"
+    text = f"# {mode.capitalize()}: {kver}, {rounds} rounds in one boot\n\nMade by `make bench`; the median of the rounds, ± half of " \
+           f"their range.\n\n## {cost}\n\n{table(figures, 'cpu_ns', 1000, 1)}\n"
+    text += f"\n## Mean latency in microseconds\n\n{table(figures, 'latency_us', 1, 0)}\n"
+    return text + f"\n## Requests per second\n\n{table(figures, 'per_second', 1, 0)}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kver", required=True, help="kernel release of dom0 and guests")
+    parser.add_argument("--mode", choices=("timed", "exact", "both"), default="both")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds in the boot (default 3)")
+    parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="only set-ups whose name contains this")
+    parser.add_argument("--loads", nargs="*", default=[], metavar="TEXT", help="only loads whose name contains this")
+    parser.add_argument("--publish", action="store_true", help=f"write {rel(PUBLISHED)}, too")
+    options = parser.parse_args()
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    for mode in ("timed", "exact") if options.mode == "both" else (options.mode,):
+        with lock("nested tests"):  # whatever else runs would be measured, too
+            figures = measure(options.kver, mode, options)
+        if not figures:
+            raise Fail("nothing was measured: --only and --loads name no set-up or load")
+        results = OUTPUT / f"{mode}.json"
+        write_json(results, {"kver": options.kver, "mode": mode, "figures": figures})
+        text = report(options.kver, mode, figures)
+        (OUTPUT / f"{mode}.md").write_text(text)
+        print(f"\n{text}", flush=True)
+        if options.publish:
+            PUBLISHED.mkdir(parents=True, exist_ok=True)
+            (PUBLISHED / f"{mode}.md").write_text(text)
+            write_json(PUBLISHED / f"{mode}.json", {"kver": options.kver, "mode": mode, "figures": figures})
+        plot(results, (PUBLISHED if options.publish else OUTPUT) / f"{mode}.svg")
+    return 0
+
+
+def plot(results: Path, target: Path) -> None:
+    buildroot.extra(["python3-matplotlib"])
+    buildroot.run(["python3", str(PLOT), str(results), str(target)], log="bench-plot")
+    say(f"plot: {rel(target)}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (Fail, Dead) as error:
+        print(f"xb: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,257 @@
+"""What `make bench` measures, inside dom0: the same loads on every way to serve a disk, one after the other.
+
+Prints a line "@R {json}" for each load on each set-up. What a request costs is what all of dom0 used meanwhile, by Xen's
+account (interrupts and helpers included), less what starting and ending the load costs without requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import glob
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import lib.basics  # noqa: E402
+import lib.env  # noqa: E402
+import lib.guest  # noqa: E402
+from lib.basics import Failure, check, sh, wait_for  # noqa: E402
+from lib.env import Env  # noqa: E402
+from lib.guest import Guest, vdev_number  # noqa: E402
+
+MOUNT = Path("/mnt/bench")
+FILE = MOUNT / "disk"
+SIZE = 192  # MiB of each disk
+FIO = ("fio --name=b --filename={target} --rw={rw} --bs={bs} --iodepth={depth} --number_ios={count} --size={size}m --direct=1"
+       " --ioengine=libaio --norandommap --randrepeat=1 --thread --minimal --terse-version=3")
+# Places in fio's terse output, version 3 (fio(1), TERSE OUTPUT): runtime, mean completion latency, and its 99th percentile.
+FIO_RUNTIME, FIO_LATENCY, FIO_P99, FIO_WRITE = 8, 15, 29, 41
+
+
+@dataclass(frozen=True)
+class Load:
+    name: str
+    rw: str
+    bs: str
+    depth: int
+    count: int  # of requests, times --scale
+
+
+LOADS = (
+    Load("4k read q1", "randread", "4k", 1, 300),
+    Load("4k read q32", "randread", "4k", 32, 1000),
+    Load("4k write q1", "randwrite", "4k", 1, 300),
+    Load("4k write q32", "randwrite", "4k", 32, 1000),
+    Load("64k read q32", "randread", "64k", 32, 300),
+    Load("1M read q8", "read", "1m", 8, 40),
+    Load("1M write q8", "write", "1m", 8, 40),
+)
+NO_LOAD = Load("none", "randread", "4k", 1, 0)
+
+
+@dataclass(frozen=True)
+class RingLoad:
+    """A load of the ring-level frontend."""
+    name: str
+    options: str
+    count: int
+
+
+RING_LOADS = (
+    RingLoad("ring 4k read q32", "--depth 32 --size 4 --batch 8", 4000),
+    RingLoad("ring 4k read q32 persistent", "--depth 32 --size 4 --batch 8 --persistent", 4000),
+    RingLoad("ring 4k write q32 persistent", "--depth 32 --size 4 --batch 8 --reads 0 --persistent", 4000),
+    RingLoad("ring 64k read q16", "--depth 16 --size 64 --batch 4 --indirect 32", 800),
+    RingLoad("ring 64k read q16 persistent", "--depth 16 --size 64 --batch 4 --indirect 32 --persistent", 800),
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    name: str
+    module: str  # which backend serves vbd; "" for none
+    disk: str  # as in an xl.cfg, without its name
+    before: str = ""
+    after: str = ""
+
+
+RS, IN_TREE = "xen-blkback-rs", "xen-blkback"
+SETUPS = (
+    Setup("rs, file", RS, f"format=raw,target={FILE}"),
+    Setup("rs, RAM disk", RS, "format=raw,target=/dev/ram1"),
+    Setup("rs, null_blk", RS, "format=raw,target=/dev/nullb0"),
+    Setup("in-tree, RAM disk", IN_TREE, "format=raw,target=/dev/ram1"),
+    Setup("in-tree, null_blk", IN_TREE, "format=raw,target=/dev/nullb0"),
+    Setup("in-tree + loop, file", IN_TREE, f"format=raw,target={FILE}"),
+    Setup("in-tree + direct loop, file", IN_TREE, "format=raw,target=/dev/loop7",
+          f"losetup --direct-io=on /dev/loop7 {FILE}", "losetup -d /dev/loop7"),
+    Setup("qdisk, file", "", f"format=raw,backendtype=qdisk,target={FILE}"),
+)
+DOM0 = (("fio in dom0, file", str(FILE)), ("fio in dom0, RAM disk", "/dev/ram1"), ("fio in dom0, null_blk", "/dev/nullb0"))
+
+
+class Account:
+    """The processor time that dom0 has used, from Xen by way of libxenstat (xenstat.h)."""
+
+    def __init__(self) -> None:
+        self.lib = ctypes.CDLL(glob.glob("/usr/lib/*/libxenstat.so.*")[0])
+        for name in ("xenstat_init", "xenstat_get_node", "xenstat_node_domain"):
+            getattr(self.lib, name).restype = ctypes.c_void_p
+        self.lib.xenstat_domain_cpu_ns.restype = ctypes.c_ulonglong
+        self.handle = ctypes.c_void_p(self.lib.xenstat_init())
+        check(self.handle.value, "libxenstat does not open Xen's interface")
+
+    def nanoseconds(self) -> int:
+        node = ctypes.c_void_p(self.lib.xenstat_get_node(self.handle, 0))
+        check(node.value, "libxenstat knows nothing about this machine")
+        domain = ctypes.c_void_p(self.lib.xenstat_node_domain(node, 0))
+        used = self.lib.xenstat_domain_cpu_ns(domain)
+        self.lib.xenstat_free_node(node)
+        return used
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.env = Env("rs")
+        self.account = Account()
+        self.module = ""
+
+    def run(self) -> None:
+        sh(f"modprobe -a null_blk loop; modprobe brd rd_nr=2 rd_size={(SIZE + 48) << 10}; "
+           f"mkfs.ext4 -q -F /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm settle; "
+           f"dd if=/dev/urandom of={FILE} bs=1M count={SIZE} 2>/dev/null; dd if=/dev/urandom of=/dev/ram1 bs=1M count={SIZE + 48} 2>/dev/null; sync")
+        fio = self.env.new_guest(name="fio", memory=256).create()
+        ring = self.env.new_guest(name="ring", memory=192, frontend=True).create()
+        for round in range(self.options.repeat):
+            order = SETUPS if round % 2 == 0 else SETUPS[::-1]  # so that a drift of the machine shows as spread
+            for setup in order:
+                if self.chosen(setup.name):
+                    self.one(setup, round, fio, ring)
+            for name, target in DOM0:
+                if self.chosen(name):
+                    self.in_dom0(name, target, round)
+        self.env.clean_up()
+
+    def chosen(self, name: str) -> bool:
+        return not self.options.only or any(word in name for word in self.options.only)
+
+    def one(self, setup: Setup, round: int, fio: Guest, ring: Guest) -> None:
+        self.load(setup.module)
+        sh(setup.before or "true")
+        with attached(fio, setup.disk):
+            baseline = self.fio(fio, NO_LOAD)[0]
+            for load in LOADS:
+                if self.options.loads and not any(word in load.name for word in self.options.loads):
+                    continue
+                used, words = self.fio(fio, load)
+                self.result(setup.name, load.name, round, used - baseline, *self.fio_figures(load, words))
+        if not self.options.loads or any("ring" in word for word in self.options.loads):
+            with attached(ring, setup.disk):
+                self.ring(ring, setup, round)
+        sh(setup.after or "true")
+
+    def load(self, module: str) -> None:
+        if module and module != self.module:
+            for other in (RS, IN_TREE):
+                sh(f"rmmod {other.replace('-', '_')} 2>/dev/null || true")
+            sh(f"modprobe {module}")
+            self.module = module
+
+    def fio(self, guest: Guest, load: Load) -> tuple[int, list[str]]:
+        before = self.account.nanoseconds()
+        text = guest.sh(FIO.format(target="/dev/xvdb", size=SIZE, **self.fio_options(load)), timeout=600)
+        used = self.account.nanoseconds() - before
+        return used, [line for line in text.splitlines() if line.startswith("3;")][0].split(";")
+
+    def in_dom0(self, name: str, target: str, round: int) -> None:
+        def fio(load: Load) -> tuple[int, list[str]]:
+            before = self.account.nanoseconds()
+            text = sh(FIO.format(target=target, size=SIZE, **self.fio_options(load)))
+            return self.account.nanoseconds() - before, [line for line in text.splitlines() if line.startswith("3;")][0].split(";")
+
+        fio(NO_LOAD)  # the first time fio is read from its disk
+        baseline = fio(NO_LOAD)[0]
+        for load in LOADS:
+            if not self.options.loads or any(word in load.name for word in self.options.loads):
+                used, words = fio(load)
+                self.result(name, load.name, round, used - baseline, *self.fio_figures(load, words))
+
+    def ring(self, guest: Guest, setup: Setup, round: int) -> None:
+        backend = self.env.store.read(f"/local/domain/{guest.domid}/device/vbd/{vdev_number('xvdb')}/backend")
+        for load in RING_LOADS:
+            if "--indirect" in load.options and not self.env.store.read(f"{backend}/feature-max-indirect-segments"):
+                continue
+            if "--persistent" in load.options and setup.module == "":
+                continue
+            figures = []
+            for requests in (1, load.count * self.options.scale):
+                before = self.account.nanoseconds()
+                text = guest.sh(f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r >/tmp/out 2>&1 "
+                                "|| { cat /tmp/out; exit 1; }; cat /tmp/r", timeout=120)
+                figures.append((self.account.nanoseconds() - before, json.loads(text)))
+            (idle, few), (used, report) = figures
+            count = report["requests"] - few["requests"]
+            self.result(setup.name, load.name, round, used - idle, count, report["requests_per_second"],
+                        report["latency_us"]["mean"], report["latency_us"]["percentiles"]["p99"])
+
+    def count(self, load: Load) -> int:
+        return load.count * self.options.scale or 1
+
+    def fio_options(self, load: Load) -> dict[str, object]:
+        return {"rw": load.rw, "bs": load.bs, "depth": load.depth, "count": self.count(load)}
+
+    def fio_figures(self, load: Load, words: list[str]) -> tuple[int, float, float, float]:
+        """Requests, requests per second, mean and 99th percentile of the latency in microseconds."""
+        at = FIO_WRITE if "write" in load.rw else 0
+        percentile = next(word for word in words[at + 17:at + 37] if word.startswith("99.0"))
+        return (self.count(load), self.count(load) / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001),
+                float(words[FIO_LATENCY + at]), float(percentile.partition("=")[2]))
+
+    def result(self, setup: str, load: str, round: int, used: int, count: int, rate: float, mean: float, p99: float) -> None:
+        line = {"setup": setup, "load": load, "round": round, "requests": count, "cpu_ns": used / count, "per_second": rate,
+                "latency_us": mean, "p99_us": p99}
+        print("@R " + json.dumps(line), flush=True)
+
+
+@contextmanager
+def attached(guest: Guest, disk: str) -> Iterator[None]:
+    done = guest.try_attach(f"vdev=xvdb,access=w,{disk}")
+    check(done.returncode == 0, f"xl block-attach {disk}: {done.stderr.strip()}")
+    guest.wait_disks("xvdb")
+    try:
+        yield
+    finally:
+        done = subprocess.run(["xl", "block-detach", guest.name, str(vdev_number("xvdb"))], text=True, capture_output=True)
+        path = f"/local/domain/0/backend/vbd/{guest.domid}/{vdev_number('xvdb')}"
+        wait_for(lambda: not guest.env.store.read(f"{path}/frontend"), 30, f"{disk} detached ({done.stderr.strip()})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--scale", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--loads", nargs="*", default=[])
+    options = parser.parse_args()
+    silent = lambda *_args, **_options: None  # noqa: E731
+    for module in (lib.basics, lib.env, lib.guest):
+        module.log = silent
+    start = time.monotonic()
+    try:
+        Bench(options).run()
+    except Failure as failure:
+        print(f"bench: {failure}", flush=True)
+        sys.exit(1)
+    print(f"measured in {time.monotonic() - start:.0f} s of dom0's time", flush=True)
+
+
+main()

@@ -12,9 +12,16 @@ so that two boots agree, but a cache miss or a flushed TLB costs no more than an
 from __future__ import annotations
 
 import argparse
+import base64
+import bisect
 import json
+import os
+import signal
 import statistics
 import sys
+import time
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +35,7 @@ from xb.common import BUILD, TOP, Fail, lock, rel, say, write_json  # noqa: E402
 
 OUTPUT = BUILD / "bench"
 PUBLISHED = TOP / "Documentation/benchmarks"
+SOURCE = Path(__file__).with_name("profile.c")
 PLOT = Path(__file__).with_name("plot.py")
 # How many times the requests of dom0/bench.py: an exact machine is slow, and needs few.
 SCALE = {"timed": 4, "exact": 1}
@@ -37,13 +45,17 @@ MEMORY, DOM0_MEMORY = 3072, 1792
 def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All figures, as they come from dom0."""
     files = [*module_files(kver, "rs"), *frontend_files()]
-    with Machine(image.ensure(kver), files, memory=MEMORY, dom0_memory=DOM0_MEMORY, exact=mode == "exact") as machine:
+    profile = Profile(kver) if options.profile else None
+    with Machine(image.ensure(kver), files, memory=MEMORY, dom0_memory=DOM0_MEMORY, exact=mode == "exact",
+                 more=profile.arguments if profile else None) as machine:
         say(f"{mode}: booting Xen and {kver}")
         machine.boot()
         command = f"cd /opt/xb && exec python3 -u dom0/bench.py --repeat {options.repeat} --scale {SCALE[mode]}"
         for name in ("only", "loads"):
             if words := getattr(options, name):
                 command += f" --{name} " + " ".join(f"'{word}'" for word in words)
+        if profile:
+            command += " --announce"
         figures, status = [], 1
         for message in machine.execute(command, timeout=7200):
             text = message.get("log", "")
@@ -52,12 +64,67 @@ def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str,
                 figures.append(figure)
                 print(f"  {figure['setup']:28} {figure['load']:30} {figure['cpu_ns'] / 1000:10.1f} {UNITS[mode]}, "
                       f"{figure['per_second']:8.0f}/s, {figure['latency_us']:8.0f} us", flush=True)
+            elif text.startswith("@P ") and profile:
+                profile.toggle(machine, json.loads(text[3:]))
             elif text:
                 print(f"  {text}", flush=True)
             status = message.get("exit", status)
         if status:
             raise Fail("the bench did not end well; what it said is above")
     return figures
+
+
+class Profile:
+    """Where the instructions go: profile.c counts them in QEMU, between two lines "@P" from dom0."""
+
+    def __init__(self, kver: str) -> None:
+        library = OUTPUT / "profile.so"
+        buildroot.run(["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(library), str(SOURCE)], log="profile")
+        self.counts = OUTPUT / "profile.txt"
+        self.arguments = ["-plugin", f"file={library},out={self.counts}"]
+        self.symbols: list[tuple[int, str]] = []
+        self.kver = kver
+
+    def toggle(self, machine: Machine, message: dict[str, Any]) -> None:
+        """Starts counting, ends it, or shows what was found."""
+        assert machine.process
+        if message["at"] in ("start", "end"):
+            self.counts.unlink(missing_ok=True)
+            os.kill(machine.process.pid, signal.SIGRTMIN + 8)
+            return
+        lines = [line.split() for line in zlib.decompress(base64.b64decode(message["symbols"])).decode().splitlines()]
+        symbols = [(int(line[0], 16), " ".join(line[2:])) for line in lines]
+        if message["at"] == "kernel symbols":
+            self.symbols = symbols
+        elif message["requests"] > 10:
+            print(f"  {message['load']}:")
+            self.show(message["requests"], sorted(self.symbols + symbols))
+
+    def show(self, requests: int, symbols: list[tuple[int, str]]) -> None:
+        addresses = [address for address, _ in symbols]
+        kernels: dict[int, Counter[str]] = {}
+        rest: Counter[str] = Counter()
+        for line in self.counts.read_text().splitlines():
+            address, memory, count = (int(word, base) for word, base in zip(line.split(), (16, 16, 10)))
+            if address < 1 << 47:
+                rest["programs"] += count
+            elif address < 0xffff_8800_0000_0000:
+                rest["Xen"] += count
+            else:
+                name = symbols[max(bisect.bisect_right(addresses, address) - 1, 0)][1]
+                # Each kernel's text is in one piece of memory, each module's page somewhere.
+                kernel = (memory - address) >> 24 if address < 0xffff_ffff_a000_0000 else -1
+                kernels.setdefault(kernel, Counter())[name] += count
+        dom0 = max((counts["gnttab_map_refs"] + counts["notify_remote_via_irq"] / 1e6, key) for key, counts in kernels.items())[1]
+        print(f"  instructions for a request: " + ", ".join(f"{name} {count / requests:.0f}" for name, count in rest.items()))
+        for key, counts in sorted(kernels.items(), key=lambda item: -sum(item[1].values())):
+            what = "modules, of all domains" if key == -1 else "dom0's kernel" if key == dom0 else "another kernel or a part of one"
+            total = sum(counts.values()) / requests
+            if total < 20:
+                continue
+            print(f"  {what}: {total:.0f}")
+            for name, count in counts.most_common(45):
+                print(f"      {count / requests:8.1f} {name}")
 
 
 UNITS = {"timed": "us of dom0", "exact": "1000 instr."}
@@ -100,6 +167,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3, help="rounds in the boot (default 3)")
     parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="only set-ups whose name contains this")
     parser.add_argument("--loads", nargs="*", default=[], metavar="TEXT", help="only loads whose name contains this")
+    parser.add_argument("--profile", action="store_true", help="count each function's instructions; for --mode exact")
     parser.add_argument("--publish", action="store_true", help=f"write {rel(PUBLISHED)}, too")
     options = parser.parse_args()
     OUTPUT.mkdir(parents=True, exist_ok=True)

@@ -102,9 +102,10 @@ class Machine:
     """A machine whose drives outlive its power: boot() after kill() is what a power cut is."""
 
     def __init__(self, image: Image, files: list[tuple[Path, str, int]], *, cpus: int = 1, xen: str = "", kernel: str = "",
-                 memory: int = MEMORY, dom0_memory: int = DOM0_MEMORY, exact: bool = False) -> None:
-        """Sizes are in MiB. An exact machine's clock counts instructions: a nanosecond of it is one."""
+                 memory: int = MEMORY, dom0_memory: int = DOM0_MEMORY, exact: bool = False, more: list[str] | None = None) -> None:
+        """Sizes are in MiB. An exact machine's clock counts instructions: a nanosecond of it is one. MORE goes to QEMU."""
         self.image = image
+        self.more = more or []
         self.memory, self.dom0_memory, self.exact = memory, dom0_memory, exact
         self.cpus, self.xen, self.kernel = cpus, xen, kernel
         runs = NESTED / "run"
@@ -134,6 +135,7 @@ class Machine:
         argv = [*qemu(), "-accel", *clock, "-cpu", cpu, "-smp", str(self.cpus), "-m", str(self.memory), "-nodefaults",
                 "-display", "none", "-no-reboot", "-kernel", str(image.xen), "-append", xen,
                 "-initrd", f"{image.kernel} {kernel},{image.initramfs}"]
+        argv += self.more
         drives = [(image.root, "xb-root", ",snapshot=on"), (self.directory / "tar", "xb-tar", "")]
         drives += [(self.directory / name, name, ",discard=unmap") for name in DRIVES]
         for number, (path, serial, more) in enumerate(drives):

@@ -7,12 +7,14 @@ account (interrupts and helpers included), less what starting and ending the loa
 from __future__ import annotations
 
 import argparse
+import base64
 import ctypes
 import glob
 import json
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +131,7 @@ class Bench:
         sh(f"modprobe -a null_blk loop; modprobe brd rd_nr=2 rd_size={(SIZE + 48) << 10}; "
            f"mkfs.ext4 -q -F /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm settle; "
            f"dd if=/dev/urandom of={FILE} bs=1M count={SIZE} 2>/dev/null; dd if=/dev/urandom of=/dev/ram1 bs=1M count={SIZE + 48} 2>/dev/null; sync")
+        self.announce("kernel")
         fio = self.env.new_guest(name="fio", memory=256).create()
         ring = self.env.new_guest(name="ring", memory=192, frontend=True).create()
         for round in range(self.options.repeat):
@@ -150,11 +153,11 @@ class Bench:
         with attached(fio, setup.disk):
             baseline = self.fio(fio, NO_LOAD)[0]
             for load in LOADS:
-                if self.options.loads and not any(word in load.name for word in self.options.loads):
+                if not self.wanted(load.name):
                     continue
                 used, words = self.fio(fio, load)
                 self.result(setup.name, load.name, round, used - baseline, *self.fio_figures(load, words))
-        if not self.options.loads or any("ring" in word for word in self.options.loads):
+        if any(self.wanted(load.name) for load in RING_LOADS):
             with attached(ring, setup.disk):
                 self.ring(ring, setup, round)
         sh(setup.after or "true")
@@ -167,9 +170,11 @@ class Bench:
             self.module = module
 
     def fio(self, guest: Guest, load: Load) -> tuple[int, list[str]]:
+        self.announce("start")
         before = self.account.nanoseconds()
         text = guest.sh(FIO.format(target="/dev/xvdb", size=SIZE, **self.fio_options(load)), timeout=600)
         used = self.account.nanoseconds() - before
+        self.announce("end", load.name, self.count(load))
         return used, [line for line in text.splitlines() if line.startswith("3;")][0].split(";")
 
     def in_dom0(self, name: str, target: str, round: int) -> None:
@@ -181,27 +186,45 @@ class Bench:
         fio(NO_LOAD)  # the first time fio is read from its disk
         baseline = fio(NO_LOAD)[0]
         for load in LOADS:
-            if not self.options.loads or any(word in load.name for word in self.options.loads):
+            if self.wanted(load.name):
                 used, words = fio(load)
                 self.result(name, load.name, round, used - baseline, *self.fio_figures(load, words))
 
     def ring(self, guest: Guest, setup: Setup, round: int) -> None:
         backend = self.env.store.read(f"/local/domain/{guest.domid}/device/vbd/{vdev_number('xvdb')}/backend")
-        for load in RING_LOADS:
+        for load in filter(lambda load: self.wanted(load.name), RING_LOADS):
             if "--indirect" in load.options and not self.env.store.read(f"{backend}/feature-max-indirect-segments"):
                 continue
             if "--persistent" in load.options and setup.module == "":
                 continue
             figures = []
             for requests in (1, load.count * self.options.scale):
+                self.announce("start")
                 before = self.account.nanoseconds()
                 text = guest.sh(f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r >/tmp/out 2>&1 "
                                 "|| { cat /tmp/out; exit 1; }; cat /tmp/r", timeout=120)
                 figures.append((self.account.nanoseconds() - before, json.loads(text)))
+                self.announce("end", load.name, requests)
             (idle, few), (used, report) = figures
             count = report["requests"] - few["requests"]
             self.result(setup.name, load.name, round, used - idle, count, report["requests_per_second"],
                         report["latency_us"]["mean"], report["latency_us"]["percentiles"]["p99"])
+
+    def announce(self, at: str, load: str = "", requests: int = 0) -> None:
+        """Tells the host where what is to be profiled begins and ends, and where functions are then."""
+        if not self.options.announce:
+            return
+        if at in ("start", "end"):
+            print("@P " + json.dumps({"at": at}), flush=True)
+            time.sleep(0.2)
+        if at in ("kernel", "end"):
+            lines = Path("/proc/kallsyms").read_text().splitlines()
+            chosen = [line for line in lines if ("[" in line) == (at == "end") and line.split()[1] in "tTwW"]
+            symbols = base64.b64encode(zlib.compress("\n".join(chosen).encode(), 1)).decode()
+            print("@P " + json.dumps({"at": f"{at} symbols", "load": load, "requests": requests, "symbols": symbols}), flush=True)
+
+    def wanted(self, load: str) -> bool:
+        return not self.options.loads or any(word in load for word in self.options.loads)
 
     def count(self, load: Load) -> int:
         return load.count * self.options.scale or 1
@@ -239,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--scale", type=int, default=1)
+    parser.add_argument("--announce", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--loads", nargs="*", default=[])
     options = parser.parse_args()

@@ -10,7 +10,6 @@ use blkif::{
     Parsed,
     Request,
     Response,
-    Segment,
     Status,
     Transfer, //
 };
@@ -46,15 +45,19 @@ pub(crate) enum Action {
 
 /// Where the segments of a request's data are.
 pub(crate) enum Pieces<'a> {
-    Slot(&'a [Segment]),
+    /// There are none.
+    None,
+    /// In the slot of the ring.
+    Slot(&'a Transfer<'a>),
     /// In a page of the guest.
-    Indirect(&'a Indirect),
+    Indirect(&'a Indirect<'a>),
 }
 
 impl Pieces<'_> {
     pub(crate) fn count(&self) -> usize {
         match self {
-            Pieces::Slot(segments) => segments.len(),
+            Pieces::None => 0,
+            Pieces::Slot(transfer) => transfer.count(),
             Pieces::Indirect(indirect) => usize::from(indirect.count()),
         }
     }
@@ -82,25 +85,19 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// A request of `ring`, and its segments.
-    pub(crate) fn new<'a>(ring: Arc<Ring>, parsed: &'a Parsed) -> (Self, Pieces<'a>) {
-        let slot = |action, transfer: Option<&'a Transfer>| {
-            let segments = transfer.map_or(&[][..], Transfer::segments);
-            (
-                action,
-                transfer.map_or(0, Transfer::sector),
-                Pieces::Slot(segments),
-            )
+    pub(crate) fn new<'a>(ring: Arc<Ring>, parsed: &'a Parsed<'a>) -> (Self, Pieces<'a>) {
+        let slot = |action, transfer: Option<&'a Transfer<'a>>| match transfer {
+            Some(transfer) => (action, transfer.sector(), Pieces::Slot(transfer)),
+            None => (action, 0, Pieces::None),
         };
         let (action, sector, pieces) = match &parsed.command {
             Request::Read(transfer) => slot(Action::Read, Some(transfer)),
             Request::Write(transfer) => slot(Action::Write, Some(transfer)),
             Request::Flush(transfer) => slot(Action::Flush, transfer.as_ref()),
             Request::Barrier(transfer) => slot(Action::Barrier, transfer.as_ref()),
-            Request::Discard(discard) => (
-                Action::Discard(*discard),
-                discard.sector(),
-                Pieces::Slot(&[]),
-            ),
+            Request::Discard(discard) => {
+                (Action::Discard(*discard), discard.sector(), Pieces::None)
+            }
             Request::Indirect(indirect) => (
                 match indirect.direction() {
                     blkif::Direction::Read => Action::Read,

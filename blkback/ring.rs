@@ -17,6 +17,7 @@ use blkif::{
     BackRing,
     Disk,
     Parsed,
+    RawSlot,
     Reject,
     Rejected,
     Request,
@@ -53,7 +54,7 @@ use xen_bindings::{
         Done,
         DoneList,
         List,
-        Memory,
+        Spares,
         Staged, //
     },
     log, mem, params,
@@ -140,14 +141,13 @@ struct State {
     grants: Grants,
     /// `give_back` waits for its time.
     giving_back: bool,
-    /// Memory for one request is kept, so that there is always one that needs no allocation.
-    spare: Option<Memory<Pending>>,
+    spares: Spares<Pending>,
     /// Made when the first indirect request arrives.
     copier: Option<Copier>,
     /// A request taken from the ring that has to wait for pages.
-    starved: Option<Parsed>,
+    starved: Option<RawSlot>,
     /// A barrier taken from the ring that has to wait for all other requests of the disk.
-    barrier: Option<Parsed>,
+    barrier: Option<RawSlot>,
     seen: Seen,
     /// Requests that are done, but whose pages somebody still holds.
     held: List<Done<Pending>>,
@@ -196,7 +196,7 @@ impl Ring {
             back,
             grants: Grants::new(domid, persistent)?,
             giving_back: false,
-            spare: Some(Memory::new(0)?),
+            spares: Spares::new()?,
             copier: None,
             starved: None,
             barrier: None,
@@ -352,11 +352,12 @@ impl Ring {
 
     /// Returns memory and persistent grants that the ring can do without.
     fn keep_house(self: &Arc<Self>, state: &mut State) {
-        let grants = &mut state.grants;
+        let State { grants, spares, .. } = state;
         grants.purge();
         if self.reclaim.load(Relaxed) {
             self.reclaim.store(false, Relaxed);
             grants.give_back(0);
+            spares.trim();
         }
         let unused = params::persistent_grant_unused();
         if self.idle.load(Relaxed) {
@@ -364,10 +365,11 @@ impl Ring {
             state.giving_back = false;
             if let Some(unused) = unused {
                 grants.give_back(unused);
+                spares.trim();
             }
         }
         if let (false, Some(unused)) = (state.giving_back, unused) {
-            if grants.has_spare() && !self.stopping.load(Relaxed) {
+            if (grants.has_spare() || spares.has_spare()) && !self.stopping.load(Relaxed) {
                 state.giving_back = true;
                 let _ = self
                     .context
@@ -384,7 +386,7 @@ impl Ring {
             irq,
             back,
             grants,
-            spare,
+            spares,
             held,
             ..
         } = state
@@ -405,7 +407,7 @@ impl Ring {
         grants.unmap(&mut done, held, |finished| {
             barrier |= finished.data.action == Action::Barrier;
             back.put_response(memory, finished.data.response(finished.result));
-            *spare = Some(finished.memory);
+            spares.put(finished.memory);
         });
         if back.publish(memory) {
             if let Some(irq) = irq {
@@ -426,7 +428,7 @@ impl Ring {
             irq: Some(irq),
             back,
             grants,
-            spare,
+            spares,
             copier,
             starved,
             barrier,
@@ -439,37 +441,29 @@ impl Ring {
         let mut staged = List::new();
         let mut taken = 0;
         let mut rejected = false;
+        let mut slot = RawSlot::new();
         while taken < BATCH {
-            let parsed = if let Some(parsed) = starved.take() {
-                parsed
-            } else if let Some(parsed) = barrier.take() {
+            let at_last = if let Some(waiting) = starved {
+                slot = *waiting;
+                *starved = None;
+                true
+            } else if let Some(waiting) = barrier {
                 if !self.gate.close(self.number) || back.outstanding() > 1 {
-                    *barrier = Some(parsed);
                     break;
                 }
                 // Nothing else is in flight on the whole disk.
                 taken = BATCH;
-                parsed
+                slot = *waiting;
+                *barrier = None;
+                true
             } else if stopping || *broken || self.gate.is_closed() {
                 break;
             } else {
-                match back.next_request(memory) {
-                    Ok(None) => break,
-                    Ok(Some(slot)) => {
+                match back.next_request(memory, &mut slot) {
+                    Ok(false) => break,
+                    Ok(true) => {
                         taken = taken.saturating_add(1);
-                        match blkif::parse(back.abi(), &slot, &self.disk) {
-                            Ok(parsed) if matches!(parsed.command, Request::Barrier(_)) => {
-                                *barrier = Some(parsed);
-                                break;
-                            }
-                            Ok(parsed) => parsed,
-                            Err(reject) => {
-                                self.note(&reject);
-                                back.put_response(memory, reject.response());
-                                rejected = true;
-                                continue;
-                            }
-                        }
+                        false
                     }
                     Err(err) => {
                         pr_warn!(
@@ -482,16 +476,29 @@ impl Ring {
                     }
                 }
             };
+            let parsed = match blkif::parse(back.abi(), &slot, &self.disk) {
+                Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
+                    *barrier = Some(slot);
+                    break;
+                }
+                Ok(parsed) => parsed,
+                Err(reject) => {
+                    self.note(&reject);
+                    back.put_response(memory, reject.response());
+                    rejected = true;
+                    continue;
+                }
+            };
             // Besides this one.
             let idle = back.outstanding() <= 1;
-            let response = match self.stage(&parsed, spare, copier, grants) {
+            let response = match self.stage(&parsed, spares, copier, grants) {
                 Ok(request) => {
                     staged.push(request);
                     continue;
                 }
                 Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
                     // A request in flight brings memory and pages when it is done.
-                    *starved = Some(parsed);
+                    *starved = Some(slot);
                     break;
                 }
                 Err(Unstaged::Failed(err)) => {
@@ -535,28 +542,22 @@ impl Ring {
         }
     }
 
-    /// Puts a request together, in the spare memory or in new.
+    /// Puts a request together, in memory that another has left or in new.
     fn stage(
         self: &Arc<Self>,
-        parsed: &Parsed,
-        spare: &mut Option<Memory<Pending>>,
+        parsed: &Parsed<'_>,
+        spares: &mut Spares<Pending>,
         copier: &mut Option<Copier>,
         grants: &mut Grants,
     ) -> core::result::Result<Staged<Pending>, Unstaged> {
         let (pending, pieces) = Pending::new(self.clone(), parsed);
-        let memory = match spare.take() {
-            Some(memory) => memory.with_room(pieces.count()).map_err(|memory| {
-                *spare = Some(memory);
-                ENOMEM
-            })?,
-            None => Memory::new(pieces.count())?,
-        };
+        let memory = spares.take(pieces.count())?;
         let direction = pending.direction();
         Staged::new(memory, pending, direction, grants, |builder| {
             self.fill(builder, &pieces, copier)
         })
         .map_err(|(err, memory, _)| {
-            *spare = Some(memory);
+            spares.put(memory);
             err
         })
     }
@@ -569,8 +570,9 @@ impl Ring {
         copier: &mut Option<Copier>,
     ) -> core::result::Result<(), Unstaged> {
         let indirect = match pieces {
-            Pieces::Slot(segments) => {
-                for segment in *segments {
+            Pieces::None => return Ok(()),
+            Pieces::Slot(transfer) => {
+                for segment in transfer.segments() {
                     builder.add(segment.gref(), segment.offset(), segment.len())?;
                 }
                 return Ok(());

@@ -127,18 +127,19 @@
 //! # Life of a request
 //!
 //! ```
-//! use blkif::{parse, BackRing, Disk, Request, RingError, SharedRing, Status};
+//! use blkif::{parse, BackRing, Disk, RawSlot, Request, RingError, SharedRing, Status};
 //!
 //! /// Serves all requests that are waiting; returns whether to send an event.
 //! fn serve(
 //!     ring: &mut BackRing,
 //!     shared: &impl SharedRing,
 //!     disk: &Disk,
-//!     mut execute: impl FnMut(&Request) -> Status,
+//!     mut execute: impl FnMut(&Request<'_>) -> Status,
 //! ) -> Result<bool, RingError> {
 //!     let mut notify = false;
+//!     let mut slot = RawSlot::new();
 //!     loop {
-//!         while let Some(slot) = ring.next_request(shared)? {
+//!         while ring.next_request(shared, &mut slot)? {
 //!             let response = match parse(ring.abi(), &slot, disk) {
 //!                 Ok(parsed) => parsed.response(execute(&parsed.command)),
 //!                 Err(rejected) => rejected.response(),
@@ -160,7 +161,9 @@
 pub mod abi;
 pub mod persistent;
 pub mod request;
+pub mod response;
 pub mod ring;
+pub mod segment;
 
 pub use crate::{
     abi::{
@@ -173,22 +176,26 @@ pub use crate::{
         Discard,
         DiscardOffer,
         Disk,
-        Extent,
-        Indirect,
-        IndirectSegments,
         Parsed,
+        Request, //
+    },
+    response::{
         Reject,
         Rejected,
-        Request,
         Response,
-        Segment,
-        Status,
-        Transfer, //
+        Status, //
     },
     ring::{
         BackRing,
         RawSlot,
         RingError,
         SharedRing, //
+    },
+    segment::{
+        Extent,
+        Indirect,
+        IndirectSegments,
+        Segment,
+        Transfer, //
     }, //
 };

@@ -24,7 +24,7 @@ use core::fmt;
 
 use crate::{
     abi::Abi,
-    request::Response, //
+    response::Response, //
 };
 
 /// Size of a [`RawSlot`] in 32-bit words: the largest request of all layouts.
@@ -228,23 +228,27 @@ impl BackRing {
         self.req_cons.wrapping_sub(self.rsp_prod_pvt)
     }
 
-    /// Takes the next request: copies its slot, once, into private memory.
+    /// Takes the next request, if there is one: copies its slot, once, into private memory.
     ///
     /// `req_prod` is looked at only when the requests known so far have been taken.
     ///
     /// # Errors
     ///
     /// [`RingError::RequestOverflow`] if the frontend's `req_prod` is impossible.
-    pub fn next_request(&mut self, shared: &impl SharedRing) -> Result<Option<RawSlot>, RingError> {
+    #[inline]
+    pub fn next_request(
+        &mut self,
+        shared: &impl SharedRing,
+        slot: &mut RawSlot,
+    ) -> Result<bool, RingError> {
         if !self.has_requests(shared)? {
-            return Ok(None);
+            return Ok(false);
         }
-        let mut slot = RawSlot::new();
         let offset = self.slot_offset(self.req_cons);
         shared.read_slot(offset, slot.request_mut(self.abi));
         // INVARIANT: `req_cons` was different from `req_prod`, thus less.
         self.req_cons = self.req_cons.wrapping_add(1);
-        Ok(Some(slot))
+        Ok(true)
     }
 
     /// Returns whether a request is waiting (`RING_HAS_UNCONSUMED_REQUESTS`).
@@ -252,6 +256,7 @@ impl BackRing {
     /// # Errors
     ///
     /// As [`BackRing::next_request`].
+    #[inline]
     pub fn has_requests(&mut self, shared: &impl SharedRing) -> Result<bool, RingError> {
         if self.req_cons == self.req_prod {
             self.update_req_prod(shared)?;

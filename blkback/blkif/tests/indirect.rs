@@ -61,7 +61,7 @@ fn offers(max_indirect_segments: u16) -> Disk {
 }
 
 #[track_caller]
-fn accepted(disk: &Disk, request: &WireIndirect) -> Indirect {
+fn accepted<'a>(disk: &'a Disk, request: &WireIndirect) -> Indirect<'a> {
     match request.parse(disk) {
         Ok(parsed) => match parsed.command {
             Request::Indirect(indirect) => indirect,
@@ -80,7 +80,7 @@ fn refused(disk: &Disk, request: &WireIndirect, why: Reject) -> Rejected {
 }
 
 /// What a backend does with the segments.
-fn judge(indirect: &Indirect, seg: &[Piece]) -> Result<(Extent, Vec<Segment>), Reject> {
+fn judge(indirect: &Indirect<'_>, seg: &[Piece]) -> Result<(Extent, Vec<Segment>), Reject> {
     let mut segments = indirect.segments();
     let mut decoded = Vec::new();
     for &piece in seg {
@@ -467,7 +467,7 @@ proptest! {
             (Ok(Request::Read(transfer) | Request::Write(transfer)), Ok((extent, decoded))) => {
                 prop_assert_eq!(transfer.sector(), extent.sector());
                 prop_assert_eq!(transfer.bytes(), extent.bytes());
-                prop_assert_eq!(transfer.segments(), &decoded[..]);
+                prop_assert_eq!(transfer.segments().collect::<Vec<_>>(), decoded);
             }
             (Err(rejected), Err(why)) => prop_assert_eq!(rejected.why, why),
             (direct, indirect) => panic!("{direct:?}, but {indirect:?}"),

@@ -22,6 +22,7 @@ use blkif::{
 use proptest::prelude::*;
 
 use common::{
+    next,
     response_of,
     Memory,
     OnWire,
@@ -97,11 +98,11 @@ fn attach_resumes() {
                 assert_eq!(ring.outstanding(), 0);
                 for i in 0..waiting {
                     assert_eq!(ring.has_requests(&memory), Ok(true));
-                    let slot = ring.next_request(&memory).unwrap().unwrap();
+                    let slot = next(&mut ring, &memory).unwrap().unwrap();
                     assert_eq!(slot, request(i.into()).slot_of_ring(abi));
                     assert_eq!(ring.outstanding(), i + 1);
                 }
-                assert_eq!(ring.next_request(&memory), Ok(None));
+                assert_eq!(next(&mut ring, &memory), Ok(None));
                 assert_eq!(ring.has_requests(&memory), Ok(false));
             }
             for claimed in [33, 34, 64, 1 << 31, u32::MAX] {
@@ -123,7 +124,7 @@ trait SlotOfRing {
 impl SlotOfRing for Wire {
     /// The private copy of a request from a ring: as much as the request, and then zeroes.
     fn slot_of_ring(&self, abi: Abi) -> blkif::RawSlot {
-        common::raw_slot(&self.bytes(abi, FILLER)[..abi.request_size()])
+        *common::raw_slot(&self.bytes(abi, FILLER)[..abi.request_size()])
     }
 }
 
@@ -138,11 +139,11 @@ fn one_copy() {
         }
         memory.set(REQ_PROD_OFFSET, 32);
         for i in 1..=32 {
-            ring.next_request(&memory).unwrap().unwrap();
+            next(&mut ring, &memory).unwrap().unwrap();
             assert_eq!(memory.slot_reads.get(), i);
             assert_eq!(memory.read_bytes.get(), i * abi.request_size());
         }
-        ring.next_request(&memory).unwrap();
+        next(&mut ring, &memory).unwrap();
         assert_eq!(memory.slot_reads.get(), 32);
         assert_eq!(memory.stores.get(), 0);
     }
@@ -157,14 +158,14 @@ fn bogus_producer() {
         let mut ring = BackRing::attach(&memory, Abi::Native, 4096).unwrap();
         memory.set(REQ_PROD_OFFSET, at(3));
         for _ in 0..3 {
-            ring.next_request(&memory).unwrap().unwrap();
+            next(&mut ring, &memory).unwrap().unwrap();
         }
         assert!(ring.put_response(&memory, ok(0)));
         // One answered, two outstanding: indices 3 to 33 are possible.
         for bogus in [34, 35, 1 << 31, u32::MAX, 0, 1, 2] {
             memory.set(REQ_PROD_OFFSET, at(bogus));
             let error = overflow(at(bogus), at(1), 32);
-            assert_eq!(ring.next_request(&memory).unwrap_err(), error);
+            assert_eq!(next(&mut ring, &memory).unwrap_err(), error);
             assert_eq!(ring.has_requests(&memory), Err(error));
             assert_eq!(ring.final_check(&memory), Err(error));
             assert_eq!(ring.outstanding(), 2);
@@ -196,16 +197,16 @@ fn full_ring() {
     let mut ring = BackRing::attach(&memory, Abi::X86_32, 4096).unwrap();
     memory.set(REQ_PROD_OFFSET, 32);
     for _ in 0..32 {
-        ring.next_request(&memory).unwrap().unwrap();
+        next(&mut ring, &memory).unwrap().unwrap();
     }
     assert_eq!(ring.outstanding(), 32);
-    assert_eq!(ring.next_request(&memory), Ok(None));
+    assert_eq!(next(&mut ring, &memory), Ok(None));
     memory.set(REQ_PROD_OFFSET, 33);
     let error = overflow(33, 0, 32);
-    assert_eq!(ring.next_request(&memory), Err(error));
+    assert_eq!(next(&mut ring, &memory), Err(error));
     // The answer makes room, once it is on the ring.
     assert!(ring.put_response(&memory, ok(7)));
-    assert!(ring.next_request(&memory).unwrap().is_some());
+    assert!(next(&mut ring, &memory).unwrap().is_some());
     assert_eq!(ring.outstanding(), 32);
 }
 
@@ -218,7 +219,7 @@ fn answer_without_request() {
     assert!(!ring.publish(&memory));
     memory.set(REQ_PROD_OFFSET, 6);
     assert!(!ring.put_response(&memory, ok(1)), "not taken yet");
-    ring.next_request(&memory).unwrap().unwrap();
+    next(&mut ring, &memory).unwrap().unwrap();
     assert_eq!(memory.stores.get(), 0);
     assert!(ring.put_response(&memory, ok(1)));
     assert!(!ring.put_response(&memory, ok(1)));
@@ -237,7 +238,7 @@ fn response_bytes() {
             memory.set(REQ_PROD_OFFSET, start.wrapping_add(1));
             let before = memory.slot_bytes(abi, slot);
             let mut ring = BackRing::attach(&memory, abi, 4096).unwrap();
-            ring.next_request(&memory).unwrap().unwrap();
+            next(&mut ring, &memory).unwrap().unwrap();
             assert_eq!(memory.slot_bytes(abi, slot), before);
 
             ring.put_response(
@@ -271,7 +272,7 @@ fn publish_notifies() {
                 let mut ring = BackRing::attach(&memory, Abi::Native, 4096).unwrap();
                 memory.set(REQ_PROD_OFFSET, start.wrapping_add(8));
                 for id in 0..8 {
-                    ring.next_request(&memory).unwrap().unwrap();
+                    next(&mut ring, &memory).unwrap().unwrap();
                     if id < count {
                         ring.put_response(&memory, ok(id.into()));
                     }
@@ -299,10 +300,10 @@ fn final_check_asks_for_an_event() {
         memory.set(REQ_EVENT_OFFSET, 0x5555_5555);
         memory.set(REQ_PROD_OFFSET, start.wrapping_add(2));
         assert_eq!(ring.final_check(&memory), Ok(true));
-        ring.next_request(&memory).unwrap().unwrap();
+        next(&mut ring, &memory).unwrap().unwrap();
         assert_eq!(ring.final_check(&memory), Ok(true));
         assert_eq!(memory.get(REQ_EVENT_OFFSET), 0x5555_5555, "not asleep yet");
-        ring.next_request(&memory).unwrap().unwrap();
+        next(&mut ring, &memory).unwrap().unwrap();
         assert_eq!(ring.final_check(&memory), Ok(false));
         assert_eq!(memory.get(REQ_EVENT_OFFSET), start.wrapping_add(3));
         assert_eq!(memory.barriers.get(), 1);
@@ -398,7 +399,7 @@ impl Model<'_> {
                 for _ in 0..count {
                     let has = self.ring.has_requests(self.memory).unwrap();
                     assert_eq!(has, !self.pushed.is_empty());
-                    let slot = self.ring.next_request(self.memory).unwrap();
+                    let slot = next(&mut self.ring, self.memory).unwrap();
                     let expected = self.pushed.pop_front();
                     assert_eq!(slot, expected.map(|id| request(id).slot_of_ring(self.abi)));
                     self.taken.extend(expected);
@@ -513,7 +514,7 @@ proptest! {
                 _ => memory.set(4 * (word % 4), value),
             }
             for _ in 0..40 {
-                let Ok(Some(slot)) = ring.next_request(&memory) else { break };
+                let Ok(Some(slot)) = next(&mut ring, &memory) else { break };
                 taken += 1;
                 let response = match parse(abi, &slot, &disk) {
                     Ok(parsed) => parsed.response(Status::Okay),

@@ -20,6 +20,7 @@ use blkif::{
     Abi,
     BackRing,
     Disk,
+    RawSlot,
     SharedRing,
     Status, //
 };
@@ -362,8 +363,9 @@ fn run(
 
     let ring_bytes = 64 + slots * ABI.slot_size();
     let mut ring = BackRing::attach(&shared, ABI, ring_bytes).unwrap();
+    let mut slot = RawSlot::new();
     loop {
-        while let Some(slot) = ring.next_request(&shared).unwrap() {
+        while ring.next_request(&shared, &mut slot).unwrap() {
             let parsed = parse(ABI, &slot, &disk).unwrap();
             assert!(ring.put_response(&shared, parsed.response(Status::Okay)));
             if publish_each && ring.publish(&shared) {

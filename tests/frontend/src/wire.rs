@@ -172,15 +172,10 @@ mod tests {
                 panic!("not a write")
             };
             assert_eq!(transfer.sector(), 77);
-            let got: Vec<u32> = transfer
-                .segments()
-                .iter()
-                .map(|segment| segment.gref())
-                .collect();
+            let got: Vec<u32> = transfer.segments().map(|segment| segment.gref()).collect();
             assert_eq!(got, (100..111).collect::<Vec<u32>>());
             assert!(transfer
                 .segments()
-                .iter()
                 .all(|segment| segment.offset() == 512 && segment.len() == 2560));
         }
     }

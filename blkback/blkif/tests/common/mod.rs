@@ -26,11 +26,13 @@ use blkif::{
     },
     parse,
     Abi,
+    BackRing,
     DiscardOffer,
     Disk,
     Parsed,
     RawSlot,
     Rejected,
+    RingError,
     SharedRing, //
 };
 use proptest::prelude::*;
@@ -134,12 +136,12 @@ pub trait OnWire {
     fn answer(&self) -> (u64, u8);
 
     /// The request as a private copy.
-    fn slot(&self, abi: Abi) -> RawSlot {
+    fn slot(&self, abi: Abi) -> &'static RawSlot {
         raw_slot(&self.bytes(abi, 0xff))
     }
 
     /// Parses in all layouts, which have to agree.
-    fn parse(&self, disk: &Disk) -> Result<Parsed, Rejected> {
+    fn parse<'a>(&self, disk: &'a Disk) -> Result<Parsed<'a>, Rejected> {
         let [native, x86_32, x86_64] = ABIS.map(|abi| parse(abi, &self.slot(abi), disk));
         assert_eq!(native, x86_32);
         assert_eq!(native, x86_64);
@@ -351,12 +353,13 @@ pub fn any_disk() -> impl Strategy<Value = Disk> {
 }
 
 /// Makes a private copy of bytes, as many as there are.
-pub fn raw_slot(bytes: &[u8]) -> RawSlot {
+pub fn raw_slot(bytes: &[u8]) -> &'static RawSlot {
     let mut slot = RawSlot::new();
     for (word, bytes) in slot.words_mut().iter_mut().zip(bytes.chunks_exact(4)) {
         *word = u32::from_le_bytes(bytes.try_into().unwrap());
     }
-    slot
+    // Lives as long as what is parsed from it, so that tests need not keep it.
+    Box::leak(Box::new(slot))
 }
 
 /// The response in a slot: `id`, `operation`, `status`.
@@ -495,4 +498,10 @@ impl SharedRing for Memory {
             self.words[start + i].store(*word, Relaxed);
         }
     }
+}
+
+/// The next request of a ring.
+pub fn next(ring: &mut BackRing, shared: &impl SharedRing) -> Result<Option<RawSlot>, RingError> {
+    let mut slot = RawSlot::new();
+    Ok(ring.next_request(shared, &mut slot)?.then_some(slot))
 }

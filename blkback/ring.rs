@@ -144,6 +144,8 @@ struct State {
     spares: Spares<Pending>,
     /// Made when the first indirect request arrives.
     copier: Option<Copier>,
+    /// Where requests are copied to from the ring.
+    slot: RawSlot,
     /// A request taken from the ring that has to wait for pages.
     starved: Option<RawSlot>,
     /// A barrier taken from the ring that has to wait for all other requests of the disk.
@@ -198,6 +200,7 @@ impl Ring {
             giving_back: false,
             spares: Spares::new()?,
             copier: None,
+            slot: RawSlot::new(),
             starved: None,
             barrier: None,
             seen: Seen::new(),
@@ -308,15 +311,19 @@ impl Ring {
         let mut spurious = true;
         let mut look_at_held = true;
         loop {
-            let answered = self.answer(&mut state, look_at_held);
+            let mut answered = self.answer(&mut state, look_at_held);
             look_at_held = false;
-            let taken = self.take(&mut state);
-            if taken {
+            if self.take(&mut state) {
                 spurious = false;
+                // Some devices are done at once.
+                self.answer(&mut state, false);
+                answered = true;
             }
-            if answered || taken {
+            if answered {
                 mem::cond_resched();
-                continue;
+                if self.can_go_on(&mut state) {
+                    continue;
+                }
             }
             // Ask for an event, and look once more.
             if self.more_requests(&mut state) {
@@ -348,6 +355,24 @@ impl Ring {
         if self.stopping.load(Relaxed) && state.back.outstanding() == 0 {
             self.drained.complete_all();
         }
+    }
+
+    /// Is there something to do, as far as is known without asking for an event?
+    fn can_go_on(&self, state: &mut State) -> bool {
+        let State {
+            memory: Some(memory),
+            back,
+            starved,
+            barrier,
+            ..
+        } = state
+        else {
+            return false;
+        };
+        starved.is_some()
+            || barrier.is_some()
+            || !self.done.is_empty()
+            || back.has_requests(memory).unwrap_or(true)
     }
 
     /// Returns memory and persistent grants that the ring can do without.
@@ -430,6 +455,7 @@ impl Ring {
             grants,
             spares,
             copier,
+            slot,
             starved,
             barrier,
             broken,
@@ -441,10 +467,10 @@ impl Ring {
         let mut staged = List::new();
         let mut taken = 0;
         let mut rejected = false;
-        let mut slot = RawSlot::new();
+        let mut count = 0u32;
         while taken < BATCH {
             let at_last = if let Some(waiting) = starved {
-                slot = *waiting;
+                *slot = *waiting;
                 *starved = None;
                 true
             } else if let Some(waiting) = barrier {
@@ -453,13 +479,13 @@ impl Ring {
                 }
                 // Nothing else is in flight on the whole disk.
                 taken = BATCH;
-                slot = *waiting;
+                *slot = *waiting;
                 *barrier = None;
                 true
             } else if stopping || *broken || self.gate.is_closed() {
                 break;
             } else {
-                match back.next_request(memory, &mut slot) {
+                match back.next_request(memory, slot) {
                     Ok(false) => break,
                     Ok(true) => {
                         taken = taken.saturating_add(1);
@@ -476,9 +502,9 @@ impl Ring {
                     }
                 }
             };
-            let parsed = match blkif::parse(back.abi(), &slot, &self.disk) {
+            let parsed = match blkif::parse(back.abi(), slot, &self.disk) {
                 Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
-                    *barrier = Some(slot);
+                    *barrier = Some(*slot);
                     break;
                 }
                 Ok(parsed) => parsed,
@@ -494,11 +520,12 @@ impl Ring {
             let response = match self.stage(&parsed, spares, copier, grants) {
                 Ok(request) => {
                     staged.push(request);
+                    count = count.wrapping_add(1);
                     continue;
                 }
                 Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
                     // A request in flight brings memory and pages when it is done.
-                    *starved = Some(slot);
+                    *starved = Some(*slot);
                     break;
                 }
                 Err(Unstaged::Failed(err)) => {
@@ -519,15 +546,18 @@ impl Ring {
                 self.gate.open();
             }
         }
-        if !staged.is_empty() {
-            bdev::plugged(|| {
-                grants.map(&mut staged, |request| match request {
-                    Ok(mapped) => self
-                        .medium
-                        .submit(mapped, &self.context.blocking, &self.name),
-                    Err(done) => self.completed(done),
-                })
-            });
+        let mut submit = || {
+            grants.map(&mut staged, |request| match request {
+                Ok(mapped) => self
+                    .medium
+                    .submit(mapped, &self.context.blocking, &self.name),
+                Err(done) => self.completed(done),
+            })
+        };
+        match count {
+            0 => {}
+            1 => submit(),
+            _ => bdev::plugged(submit),
         }
         if rejected && back.publish(memory) {
             irq.notify();

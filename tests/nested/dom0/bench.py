@@ -48,9 +48,9 @@ class Load:
 
 
 LOADS = (
-    Load("4k read q1", "randread", "4k", 1, 300),
+    Load("4k read q1", "randread", "4k", 1, 1000),
     Load("4k read q32", "randread", "4k", 32, 1000),
-    Load("4k write q1", "randwrite", "4k", 1, 300),
+    Load("4k write q1", "randwrite", "4k", 1, 1000),
     Load("4k write q32", "randwrite", "4k", 32, 1000),
     Load("64k read q32", "randread", "64k", 32, 300),
     Load("1M read q8", "read", "1m", 8, 40),
@@ -224,7 +224,8 @@ class Bench:
             print("@P " + json.dumps({"at": f"{at} symbols", "load": load, "requests": requests, "symbols": symbols}), flush=True)
 
     def wanted(self, load: str) -> bool:
-        return not self.options.loads or any(word in load for word in self.options.loads)
+        names = {load.name for load in (*LOADS, *RING_LOADS)}
+        return not self.options.loads or any(word == load or word not in names and word in load for word in self.options.loads)
 
     def count(self, load: Load) -> int:
         return load.count * self.options.scale or 1

@@ -37,6 +37,7 @@ use kernel::{
         Completion,
         Mutex, //
     },
+    time::msecs_to_jiffies,
     workqueue::{
         DelayedWork,
         Work,
@@ -86,6 +87,10 @@ const BATCH: u32 = 32;
 
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
+
+/// Longest time between two looks at what has not been used for a while, in milliseconds: after so
+/// long a change of the module's parameter takes effect.
+const LONGEST_PAUSE: u32 = 5000;
 
 /// A connected ring.
 #[pin_data]
@@ -394,6 +399,7 @@ impl Ring {
             }
         }
         if let (false, Some(unused)) = (state.giving_back, unused) {
+            let unused = unused.min(msecs_to_jiffies(LONGEST_PAUSE));
             if (grants.has_spare() || spares.has_spare()) && !self.stopping.load(Relaxed) {
                 state.giving_back = true;
                 let _ = self

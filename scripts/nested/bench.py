@@ -38,7 +38,7 @@ PUBLISHED = TOP / "Documentation/benchmarks"
 SOURCE = Path(__file__).with_name("profile.c")
 PLOT = Path(__file__).with_name("plot.py")
 # How many times the requests of dom0/bench.py: an exact machine is slow, and needs few.
-SCALE = {"timed": 4, "exact": 1}
+SCALE = {"timed": 2, "exact": 1}
 MEMORY, DOM0_MEMORY = 3072, 1792
 
 

@@ -129,7 +129,7 @@ class Bench:
 
     def run(self) -> None:
         sh(f"modprobe -a null_blk loop; modprobe brd rd_nr=2 rd_size={(SIZE + 48) << 10}; "
-           f"mkfs.ext4 -q -F /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm settle; "
+           f"mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm settle; "
            f"dd if=/dev/urandom of={FILE} bs=1M count={SIZE} 2>/dev/null; dd if=/dev/urandom of=/dev/ram1 bs=1M count={SIZE + 48} 2>/dev/null; sync")
         self.announce("kernel")
         fio = self.env.new_guest(name="fio", memory=256).create()
@@ -149,8 +149,8 @@ class Bench:
 
     def one(self, setup: Setup, round: int, fio: Guest, ring: Guest) -> None:
         self.load(setup.module)
-        sh(setup.before or "true")
-        with attached(fio, setup.disk):
+        sh(f"sync; echo 3 >/proc/sys/vm/drop_caches; {setup.before or chr(58)}")
+        with self.attached(fio, setup) as fio:
             baseline = self.fio(fio, NO_LOAD)[0]
             for load in LOADS:
                 if not self.wanted(load.name):
@@ -158,9 +158,26 @@ class Bench:
                 used, words = self.fio(fio, load)
                 self.result(setup.name, load.name, round, used - baseline, *self.fio_figures(load, words))
         if any(self.wanted(load.name) for load in RING_LOADS):
-            with attached(ring, setup.disk):
+            with self.attached(ring, setup) as ring:
                 self.ring(ring, setup, round)
         sh(setup.after or "true")
+
+    @contextmanager
+    def attached(self, guest: Guest, setup: Setup) -> Iterator[Guest]:
+        """A guest that has the disk: the given one, or, since libxl starts no qemu for a disk that is attached, a new one."""
+        disk = f"vdev=xvdb,access=w,{setup.disk}"
+        if not setup.module:
+            own = self.env.new_guest(disk, name=f"{guest.name}-qdisk", memory=256, frontend=guest.frontend).create()
+            yield own
+            own.shutdown()
+            return
+        done = guest.try_attach(disk)
+        check(done.returncode == 0, f"xl block-attach {disk}: {done.stderr.strip()}")
+        guest.wait_disks("xvdb")
+        yield guest
+        done = subprocess.run(["xl", "block-detach", guest.name, str(vdev_number("xvdb"))], text=True, capture_output=True)
+        path = f"/local/domain/0/backend/vbd/{guest.domid}/{vdev_number('xvdb')}"
+        wait_for(lambda: not guest.env.store.read(f"{path}/frontend"), 30, f"{disk} detached ({done.stderr.strip()})")
 
     def load(self, module: str) -> None:
         if module and module != self.module:
@@ -244,19 +261,6 @@ class Bench:
         line = {"setup": setup, "load": load, "round": round, "requests": count, "cpu_ns": used / count, "per_second": rate,
                 "latency_us": mean, "p99_us": p99}
         print("@R " + json.dumps(line), flush=True)
-
-
-@contextmanager
-def attached(guest: Guest, disk: str) -> Iterator[None]:
-    done = guest.try_attach(f"vdev=xvdb,access=w,{disk}")
-    check(done.returncode == 0, f"xl block-attach {disk}: {done.stderr.strip()}")
-    guest.wait_disks("xvdb")
-    try:
-        yield
-    finally:
-        done = subprocess.run(["xl", "block-detach", guest.name, str(vdev_number("xvdb"))], text=True, capture_output=True)
-        path = f"/local/domain/0/backend/vbd/{guest.domid}/{vdev_number('xvdb')}"
-        wait_for(lambda: not guest.env.store.read(f"{path}/frontend"), 30, f"{disk} detached ({done.stderr.strip()})")
 
 
 def main() -> None:

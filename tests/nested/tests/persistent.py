@@ -1,0 +1,64 @@
+"""Grants stay mapped for a frontend that uses them again: not too many, and not for ever."""
+
+import re
+
+from lib.basics import check, equal, log, sh, wait_for
+from lib.env import Env
+
+BACKENDS = ("rs", "loop")
+TIMEOUT = 240
+ESTIMATE = 60
+MOST = 64
+LOAD = "fio --name=l --filename=/dev/xvda --rw=randrw --bs=64k --iodepth=16 --ioengine=libaio --direct=1 --size=16m --verify=crc32c --minimal >/tmp/fio"
+FEW = 12  # ring, console, xenstore and what else there is
+
+
+def run(env: Env) -> None:
+    parameters = f"/sys/module/{env.driver}/parameters"
+    sh(f"modprobe {env.driver} && echo {MOST} >{parameters}/max_persistent_grants && echo 3600 >{parameters}/persistent_grant_unused_seconds")
+    guest = env.guest(env.disk(env.file("ext4", "disk", 32 << 20), "xvda"))
+    equal(env.store.read(f"{guest.backend('xvda')}/feature-persistent"), "1", "feature-persistent")
+
+    def kept() -> int:
+        return mapped(guest.domid)
+
+    guest.sh(LOAD, timeout=90)
+    at_first = kept()
+    log(f"with at most {MOST}: {at_first} grants of the guest are mapped")
+    check(MOST // 2 <= at_first <= MOST + FEW, f"{at_first} grants are mapped, allowed are {MOST}")
+
+    sh(f"echo 1000 >{parameters}/max_persistent_grants")
+    guest.sh(LOAD, timeout=90)
+    more = kept()
+    log(f"with at most 1000: {more}")
+    check(more > MOST + FEW, f"only {more} grants are mapped, allowed are 1000")
+
+    sh("echo 2 >/proc/sys/vm/drop_caches")  # asks all shrinkers
+    if env.backend == "rs":  # the in-tree driver gives only its free pages back
+        wait_for(lambda: kept() <= FEW, 20, f"persistent grants to be returned under memory pressure ({kept()} mapped)")
+    guest.sh(LOAD, timeout=90)
+    if env.backend == "rs":  # the in-tree driver looks at the time only when there are requests
+        check(kept() > FEW, "no grant is kept any more")
+        sh(f"echo 1 >{parameters}/persistent_grant_unused_seconds && echo 2 >/proc/sys/vm/drop_caches")
+        wait_for(lambda: kept() <= FEW, 20, "the grants to be returned")
+        guest.sh(LOAD, timeout=90)
+        wait_for(lambda: kept() <= FEW, 20, f"grants that nobody uses to be returned ({kept()} mapped)")
+    guest.sh("dd if=/dev/xvda of=/dev/null bs=1M count=4 iflag=direct")
+    guest.detach("xvda")
+    check(mapped(guest.domid) <= FEW, "grants are mapped after the disk is gone")
+
+    sh(f"echo 0 >{parameters}/feature_persistent")
+    guest.attach(env.disk(env.file("ext4", "other", 32 << 20), "xvda"))
+    equal(env.store.read(f"{guest.backend('xvda')}/feature-persistent"), "0", "feature-persistent where it is turned off")
+    guest.sh(LOAD, timeout=90)
+    check(mapped(guest.domid) <= FEW, "grants are kept though persistent ones are turned off")
+    guest.shutdown()
+
+
+def mapped(domid: int) -> int:
+    """How many grants of a domain are mapped, by Xen's own list (debug key g)."""
+    text = sh("xl dmesg -c >/dev/null; xl debug-keys g; xl dmesg -c")
+    found = re.search(rf"grant-table for remote d{domid} .*?(?=grant-table for remote|no active grant table entries|\Z)", text, re.S)
+    if not found:
+        return 0
+    return len(re.findall(r"^\(XEN\) \[0x[0-9a-f]+\]", found[0], re.M))

@@ -53,10 +53,12 @@ use xen_bindings::{
     io::{
         Builder,
         Done,
-        DoneList,
-        List,
         Spares,
         Staged, //
+    },
+    list::{
+        DoneList,
+        List, //
     },
     log, mem, params,
     ring::RingMemory,

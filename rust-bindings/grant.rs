@@ -23,10 +23,10 @@ use crate::{
     io::{
         Done,
         Finished,
-        List,
         Mapped,
         Staged, //
     },
+    list::List,
     log,
     params,
     pool::PagePool,

@@ -9,8 +9,8 @@
 //! - [`mem`], [`work`], [`log`], [`params`]: allocation scopes, workqueues, rate-limited messages, the
 //!   module's parameters.
 //! - [`xenbus`], [`xenstore`], [`evtchn`], [`pool`], [`grant`], [`ring`]: Xen.
-//! - [`io`]: one request's memory, from the grant references to the finished I/O, and the states
-//!   that it goes through.
+//! - [`io`], [`list`]: one request's memory, from the grant references to the finished I/O, the
+//!   states that it goes through, and lists of requests.
 //! - [`bdev`], [`file`](mod@file): where a request's I/O goes.
 //!
 //! Each file is shaped to be sent upstream by itself.
@@ -25,6 +25,7 @@ pub mod evtchn;
 pub mod file;
 pub mod grant;
 pub mod io;
+pub mod list;
 pub mod log;
 pub mod mem;
 pub mod params;

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists of requests, linked through their own memory.
+
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::prelude::*;
+
+use crate::{
+    io::{
+        sealed::State,
+        Done, //
+    },
+    raw, //
+};
+
+/// A first-in first-out list of requests in one state, linked through their own memory.
+pub struct List<S: State> {
+    first: *mut raw::llist_node,
+    last: *mut raw::llist_node,
+    _owns: PhantomData<S>,
+}
+
+// SAFETY: The list owns its requests.
+unsafe impl<S: State + Send> Send for List<S> {}
+
+impl<S: State> List<S> {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self {
+            first: core::ptr::null_mut(),
+            last: core::ptr::null_mut(),
+            _owns: PhantomData,
+        }
+    }
+
+    /// Is there nothing in the list?
+    pub fn is_empty(&self) -> bool {
+        self.first.is_null()
+    }
+
+    /// Appends a request.
+    pub fn push(&mut self, request: S) {
+        let ptr = KBox::into_raw(request.into_inner());
+        // SAFETY: `ptr` is ours now; `last` is, if not null, the node of a request in the list.
+        unsafe {
+            let node = (*ptr).link.get();
+            (*node).next = core::ptr::null_mut();
+            if self.last.is_null() {
+                self.first = node;
+            } else {
+                (*self.last).next = node;
+            }
+            self.last = node;
+        }
+    }
+
+    /// Takes the first request.
+    pub fn pop(&mut self) -> Option<S> {
+        let node = NonNull::new(self.first)?.as_ptr();
+        // SAFETY: `node` is the first field of a request that the list owns.
+        unsafe {
+            self.first = (*node).next;
+            if self.first.is_null() {
+                self.last = core::ptr::null_mut();
+            }
+            Some(S::from_inner(KBox::from_raw(node.cast())))
+        }
+    }
+
+    /// Appends all of `other`.
+    pub fn append(&mut self, other: &mut Self) {
+        while let Some(request) = other.pop() {
+            self.push(request);
+        }
+    }
+}
+
+impl<S: State> Default for List<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: State> Drop for List<S> {
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            pr_err!("requests dropped without an answer\n");
+        }
+        while self.pop().is_some() {}
+    }
+}
+
+/// Requests that are done, added in any context without a lock.
+pub struct DoneList<T>(UnsafeCell<raw::llist_head>, PhantomData<T>);
+
+// SAFETY: The list owns its requests.
+unsafe impl<T: Send> Send for DoneList<T> {}
+// SAFETY: The operations of an llist are atomic.
+unsafe impl<T: Send> Sync for DoneList<T> {}
+
+impl<T> DoneList<T> {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self(
+            UnsafeCell::new(raw::llist_head {
+                first: core::ptr::null_mut(),
+            }),
+            PhantomData,
+        )
+    }
+
+    /// Adds a request; fully ordered. Returns whether the list was empty. Any context.
+    pub fn push(&self, done: Done<T>) -> bool {
+        let ptr = KBox::into_raw(done.0);
+        // SAFETY: The request is ours, and from here on the list's.
+        unsafe { raw::llist_add((*ptr).link.get(), self.0.get()) }
+    }
+
+    /// Is there nothing in the list?
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: The head is valid.
+        unsafe { raw::llist_empty(self.0.get()) }
+    }
+
+    /// Moves everything to the end of `list`, in the order it was added.
+    pub fn take(&self, list: &mut List<Done<T>>) {
+        // SAFETY: The head is valid, and what was in it belongs to us after llist_del_all().
+        let mut node = unsafe { raw::llist_reverse_order(raw::llist_del_all(self.0.get())) };
+        while !node.is_null() {
+            // SAFETY: `node` is the first field of a request.
+            let inner = unsafe {
+                let next = (*node).next;
+                let inner = KBox::from_raw(node.cast());
+                node = next;
+                inner
+            };
+            list.push(Done(inner));
+        }
+    }
+}
+
+impl<T> Default for DoneList<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -167,9 +167,11 @@ class Bench:
         """A guest that has the disk: the given one, or, since libxl starts no qemu for a disk that is attached, a new one."""
         disk = f"vdev=xvdb,access=w,{setup.disk}"
         if not setup.module:
+            self.env.backend = "qdisk"  # which may have a qemu
             own = self.env.new_guest(disk, name=f"{guest.name}-qdisk", memory=256, frontend=guest.frontend).create()
             yield own
             own.shutdown()
+            self.env.backend = "rs"
             return
         done = guest.try_attach(disk)
         check(done.returncode == 0, f"xl block-attach {disk}: {done.stderr.strip()}")

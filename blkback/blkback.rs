@@ -11,6 +11,7 @@
 //! - [`medium`]: where a disk's data are.
 //! - [`connection`]: what is set up with a connected frontend.
 //! - [`ring`], [`request`], [`gate`]: the data path.
+//! - [`stats`]: what is counted, and shown in sysfs.
 
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 
@@ -23,6 +24,7 @@ mod handover;
 mod medium;
 mod request;
 mod ring;
+mod stats;
 mod vbd;
 
 module! {

@@ -34,7 +34,8 @@ use crate::{
     driver::Context,
     gate::Gate,
     medium::Medium,
-    ring::Ring, //
+    ring::Ring,
+    stats::Stats, //
 };
 
 /// Why there is no connection: what goes to the log and to the error node.
@@ -73,6 +74,7 @@ impl Connection {
         medium: &Arc<Medium>,
         disk: Disk,
         offer: Offer,
+        stats: &Arc<Stats>,
         dev: &Device,
         frontend: &CStr,
     ) -> core::result::Result<Self, Refusal> {
@@ -118,6 +120,7 @@ impl Connection {
                         name,
                         queue as usize,
                         connection.gate.clone(),
+                        stats.clone(),
                         disk,
                         dev.otherend_id(),
                         persistent,

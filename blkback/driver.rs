@@ -12,12 +12,17 @@ use kernel::{
     sync::Arc, //
 };
 use xen_bindings::{
+    sysfs::Group,
     work::OwnedQueue,
     xenbus, //
 };
 
 use crate::{
     handover::FilesInUse,
+    stats::{
+        self,
+        Stats, //
+    },
     vbd::Vbd, //
 };
 
@@ -86,11 +91,26 @@ pub(crate) struct DeviceData {
     _watch: xenbus::Watch<Vbd>,
 }
 
+impl DeviceData {
+    pub(crate) fn stats(&self) -> &Stats {
+        self.vbd.stats()
+    }
+
+    pub(crate) fn physical_device(&self) -> (u32, u32) {
+        self.vbd.physical_device()
+    }
+
+    pub(crate) fn mode(&self) -> &'static CStr {
+        self.vbd.access_mode()
+    }
+}
+
 impl xenbus::Driver for Driver {
     type Data = DeviceData;
     type Context = Context;
 
     const DEVICE_TYPE: &'static CStr = c"vbd";
+    const GROUPS: &'static [Group<DeviceData>] = stats::GROUPS;
 
     fn probe(context: &Arc<Context>, dev: xenbus::Device, otherend: &CStr) -> Result<DeviceData> {
         let vbd = Vbd::new(context.clone(), dev, otherend)?;

@@ -57,6 +57,15 @@ pub(crate) struct DiskMode {
 }
 
 impl DiskMode {
+    /// As it is written.
+    pub(crate) fn text(self) -> &'static CStr {
+        match (self.writable, self.shared) {
+            (false, _) => c"r",
+            (true, false) => c"w",
+            (true, true) => c"w!",
+        }
+    }
+
     /// From the value of the node: as in the in-tree driver, a `w` anywhere makes it writable.
     pub(crate) fn from_node(mode: &[u8]) -> Self {
         Self {
@@ -97,6 +106,14 @@ impl Medium {
         let device = BlockDevice::open(major, minor, access)?;
         device.drop_page_cache()?;
         Ok(Self::Block(device))
+    }
+
+    /// Major and minor number; both 0 for a file, which has none.
+    pub(crate) fn numbers(&self) -> (u32, u32) {
+        match self {
+            Self::Block(device) => device.numbers(),
+            Self::File(_) => (0, 0),
+        }
     }
 
     /// Size in sectors of 512 bytes, as of now.

@@ -80,6 +80,10 @@ use crate::{
         Action,
         Pending,
         Pieces, //
+    },
+    stats::{
+        Counts,
+        Stats, //
     }, //
 };
 
@@ -104,6 +108,7 @@ pub(crate) struct Ring {
     /// Among the rings of the disk.
     number: usize,
     gate: Arc<Gate>,
+    stats: Arc<Stats>,
     domid: u16,
     disk: Disk,
     /// Requests whose I/O is done, added in any context.
@@ -148,6 +153,7 @@ struct State {
     grants: Grants,
     /// `give_back` waits for its time.
     giving_back: bool,
+    counts: Counts,
     spares: Spares<Pending>,
     /// Made when the first indirect request arrives.
     copier: Option<Copier>,
@@ -193,6 +199,7 @@ impl Ring {
         name: CString,
         number: usize,
         gate: Arc<Gate>,
+        stats: Arc<Stats>,
         disk: Disk,
         domid: u16,
         persistent: bool,
@@ -205,6 +212,7 @@ impl Ring {
             back,
             grants: Grants::new(domid, persistent)?,
             giving_back: false,
+            counts: Counts::default(),
             spares: Spares::new()?,
             copier: None,
             slot: RawSlot::new(),
@@ -221,6 +229,7 @@ impl Ring {
                 name,
                 number,
                 gate,
+                stats,
                 domid,
                 disk,
                 done: DoneList::new(),
@@ -421,6 +430,7 @@ impl Ring {
             grants,
             spares,
             held,
+            counts,
             ..
         } = state
         else {
@@ -438,7 +448,9 @@ impl Ring {
         }
         let mut barrier = false;
         grants.unmap(&mut done, held, |finished| {
-            barrier |= finished.data.action == Action::Barrier;
+            let action = finished.data.action;
+            barrier |= action == Action::Barrier;
+            counts.request(action, finished.bytes, finished.result.is_err());
             back.put_response(memory, finished.data.response(finished.result));
             spares.put(finished.memory);
         });
@@ -447,6 +459,7 @@ impl Ring {
                 irq.notify();
             }
         }
+        self.stats.add(counts);
         if barrier {
             self.gate.open();
         }
@@ -467,6 +480,7 @@ impl Ring {
             starved,
             barrier,
             broken,
+            counts,
             ..
         } = state
         else {
@@ -518,6 +532,7 @@ impl Ring {
                 Ok(parsed) => parsed,
                 Err(reject) => {
                     self.note(&reject);
+                    counts.refused = counts.refused.wrapping_add(1);
                     back.put_response(memory, reject.response());
                     rejected = true;
                     continue;
@@ -534,15 +549,19 @@ impl Ring {
                 Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
                     // A request in flight brings memory and pages when it is done.
                     *starved = Some(*slot);
+                    counts.starved = counts.starved.wrapping_add(1);
                     break;
                 }
                 Err(Unstaged::Failed(err)) => {
+                    let action = Pending::new(self.clone(), &parsed).0.action;
+                    counts.request(action, 0, true);
                     if log::permitted() {
                         pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
                     }
                     parsed.response(Status::Error)
                 }
                 Err(Unstaged::Rejected(why)) => {
+                    counts.refused = counts.refused.wrapping_add(1);
                     let reject = parsed.reject(why);
                     self.note(&reject);
                     reject.response()
@@ -567,8 +586,11 @@ impl Ring {
             1 => submit(),
             _ => bdev::plugged(submit),
         }
-        if rejected && back.publish(memory) {
-            irq.notify();
+        if rejected {
+            self.stats.add(counts);
+            if back.publish(memory) {
+                irq.notify();
+            }
         }
         taken > 0
     }

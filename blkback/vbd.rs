@@ -64,6 +64,7 @@ use crate::{
         FileMedium,
         Medium, //
     },
+    stats::Stats, //
 };
 
 /// Bits of the node `info` (`VDISK_*`, xen/include/public/io/blkif.h).
@@ -79,6 +80,7 @@ pub(crate) struct Vbd {
     /// Directory of the frontend.
     frontend: CString,
     offer: Offer,
+    stats: Arc<Stats>,
     /// The state that the frontend was last seen in.
     frontend_state: Atomic<u32>,
     /// Everything is torn down, and the toolstack wants the device gone.
@@ -97,7 +99,7 @@ struct Inner {
     source: Source,
     /// Dropped before the medium it uses.
     connection: Option<Connection>,
-    writable: bool,
+    mode: DiskMode,
 }
 
 /// How far the disk has come to its medium.
@@ -118,6 +120,7 @@ enum Source {
 impl Vbd {
     pub(crate) fn new(context: Arc<Context>, dev: Device, frontend: &CStr) -> Result<Arc<Self>> {
         let frontend = CString::try_from(frontend)?;
+        let stats = Arc::new(Stats::new(), GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 context,
@@ -128,12 +131,13 @@ impl Vbd {
                     ring_order: params::max_ring_page_order(),
                     persistent: params::feature_persistent(),
                 },
+                stats,
                 frontend_state: Atomic::new(State::Initialising as u32),
                 unregister: Atomic::new(false),
                 inner <- new_mutex!(Inner {
                     source: Source::New,
                     connection: None,
-                    writable: false,
+                    mode: DiskMode::from_node(b"r"),
                 }),
                 control <- new_work!("Vbd::control"),
             }),
@@ -143,6 +147,23 @@ impl Vbd {
 
     pub(crate) fn device(&self) -> &Device {
         &self.dev
+    }
+
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Major and minor number of the medium, (0, 0) if there is none, or if it is a file. May sleep.
+    pub(crate) fn physical_device(&self) -> (u32, u32) {
+        match &self.inner.lock().source {
+            Source::Open(medium) => medium.numbers(),
+            _ => (0, 0),
+        }
+    }
+
+    /// Whether the guest may write, as the toolstack writes it. May sleep.
+    pub(crate) fn access_mode(&self) -> &'static CStr {
+        self.inner.lock().mode.text()
     }
 
     fn name(&self) -> &CStr {
@@ -230,7 +251,9 @@ impl Vbd {
         inner.source = match source {
             Source::File(medium) => {
                 if self.toolstack_ready() {
-                    inner.writable = self.mode().is_ok_and(|mode| mode.writable);
+                    if let Ok(mode) = self.mode() {
+                        inner.mode = mode;
+                    }
                     match Arc::new(Medium::File(medium), GFP_KERNEL) {
                         Ok(medium) => Source::Open(medium),
                         Err(_) => {
@@ -278,7 +301,7 @@ impl Vbd {
         let (major, minor) = device_numbers(node.as_bytes())
             .map_err(|err| fatal(err, c"physical-device is not of the form major:minor"))?;
         let mode = self.mode()?;
-        inner.writable = mode.writable;
+        inner.mode = mode;
         let medium = Medium::open_device(major, minor, mode).map_err(|err| {
             let access = if mode.writable { "writing" } else { "reading" };
             let hint = if err == EBUSY {
@@ -344,7 +367,7 @@ impl Vbd {
         let Source::Open(medium) = &inner.source else {
             return;
         };
-        let discard = if inner.writable && self.discard_enabled() {
+        let discard = if inner.mode.writable && self.discard_enabled() {
             medium.discard()
         } else {
             None
@@ -352,7 +375,7 @@ impl Vbd {
         let disk = Disk {
             sectors: medium.sectors(),
             logical_block_size: medium.logical_block_size(),
-            readonly: !inner.writable,
+            readonly: !inner.mode.writable,
             flush: medium.has_write_cache(),
             barrier: medium.has_write_cache(),
             discard: discard.map(|limits| DiscardOffer {
@@ -365,6 +388,7 @@ impl Vbd {
             medium,
             disk,
             self.offer,
+            &self.stats,
             &self.dev,
             &self.frontend,
         ) {

@@ -47,6 +47,7 @@ pub enum Access {
 pub struct BlockDevice {
     file: NonNull<raw::file>,
     bdev: NonNull<raw::block_device>,
+    numbers: (u32, u32),
 }
 
 // SAFETY: An open device may be used and closed in any task.
@@ -85,7 +86,13 @@ impl BlockDevice {
         Ok(Self {
             file: NonNull::new(file).ok_or(ENXIO)?,
             bdev: NonNull::new(bdev).ok_or(ENXIO)?,
+            numbers: (major, minor),
         })
+    }
+
+    /// Its major and minor number.
+    pub fn numbers(&self) -> (u32, u32) {
+        self.numbers
     }
 
     /// Size in sectors of 512 bytes, as of now.

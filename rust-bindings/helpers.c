@@ -102,6 +102,28 @@ __rust_helper irqreturn_t rust_helper_irq_handled(void)
 	return IRQ_HANDLED;
 }
 
+/* sysfs */
+
+__rust_helper struct attribute *
+rust_helper_device_attribute_init(struct device_attribute *attr, const char *name,
+				  ssize_t (*show)(struct device *dev,
+						  struct device_attribute *attr, char *buf))
+{
+	sysfs_attr_init(&attr->attr);
+	attr->attr.name = name;
+	attr->attr.mode = 0444;
+	attr->show = show;
+	return &attr->attr;
+}
+
+__rust_helper void rust_helper_attribute_group_init(struct attribute_group *group,
+						    const char *name,
+						    struct attribute **attrs)
+{
+	group->name = name;
+	group->attrs = attrs;
+}
+
 /* grants */
 
 __rust_helper void rust_helper_gnttab_set_map_op(struct gnttab_map_grant_ref *op,

@@ -424,6 +424,8 @@ pub struct Finished<T> {
     pub data: T,
     /// How the I/O ended.
     pub result: Result,
+    /// Length of the data in bytes.
+    pub bytes: u32,
     /// Memory for another request.
     pub memory: Memory<T>,
 }
@@ -621,10 +623,12 @@ impl<T> Done<T> {
         } else {
             Ok(())
         };
+        let bytes = self.0.bytes;
         let (memory, data) = self.0.dissolve();
         Finished {
             data,
             result,
+            bytes,
             memory,
         }
     }

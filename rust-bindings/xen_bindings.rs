@@ -8,6 +8,7 @@
 //! - [`raw`]: generated bindings, private to the crate.
 //! - [`mem`], [`work`], [`log`], [`params`]: allocation scopes, workqueues, rate-limited messages, the
 //!   module's parameters.
+//! - [`sysfs`]: files that show something of a device.
 //! - [`xenbus`], [`xenstore`], [`evtchn`], [`pool`], [`grant`], [`ring`]: Xen.
 //! - [`io`], [`list`]: one request's memory, from the grant references to the finished I/O, the
 //!   states that it goes through, and lists of requests.
@@ -31,6 +32,7 @@ pub mod mem;
 pub mod params;
 mod pool;
 pub mod ring;
+pub mod sysfs;
 pub mod work;
 pub mod xenbus;
 pub mod xenstore;

@@ -30,7 +30,13 @@ use kernel::{
     ThisModule, //
 };
 
-use crate::raw;
+use crate::{
+    raw,
+    sysfs::{
+        Group,
+        Groups, //
+    }, //
+};
 
 /// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -206,6 +212,8 @@ pub trait Driver: Sized + 'static {
 
     /// Name of the driver, and the type of device that it serves.
     const DEVICE_TYPE: &'static CStr;
+    /// Files of each device in sysfs.
+    const GROUPS: &'static [Group<Self::Data>];
     /// The driver's own data, handed to every probe.
     type Context: Send + Sync + 'static;
 
@@ -235,6 +243,7 @@ pub struct Registration<T: Driver> {
     #[pin]
     drv: Opaque<raw::xenbus_driver>,
     ids: [raw::xenbus_device_id; 2],
+    groups: Groups<T::Data>,
     context: Arc<T::Context>,
     #[pin]
     _pin: PhantomPinned,
@@ -265,13 +274,15 @@ impl<T: Driver> Registration<T> {
         try_pin_init!(&this in Self {
             context,
             ids,
+            groups: Groups::new(T::GROUPS)?,
             drv <- Opaque::try_ffi_init(|drv: *mut raw::xenbus_driver| {
-                // SAFETY: `drv` may be written; the fields `ids` and `context` are initialised
-                // before this one, and stay in place because the structure is pinned.
+                // SAFETY: `drv` may be written; the fields before this one are initialised
+                // already, and stay in place because the structure is pinned.
                 let ret = unsafe {
                     drv.write(pin_init::zeroed());
                     (*drv).name = T::DEVICE_TYPE.as_char_ptr();
                     (*drv).ids = (&raw const (*this.as_ptr()).ids).cast();
+                    (*drv).driver.dev_groups = (*this.as_ptr()).groups.as_ptr().cast();
                     (*drv).probe = Some(Self::probe_callback);
                     (*drv).otherend_changed = Some(Self::otherend_changed_callback);
                     (*drv).remove = Some(Self::remove_callback);

@@ -6,7 +6,7 @@ from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
 
 BACKENDS = ("rs", "loop")
-TIMEOUT = 120
+TIMEOUT = 240
 ESTIMATE = 30
 NAMES = ("oo_req", "rd_req", "wr_req", "f_req", "ds_req", "rd_sect", "wr_sect")
 ERRORS = ("rd_err", "wr_err", "f_err", "ds_err", "refused")

@@ -45,7 +45,7 @@ MEMORY, DOM0_MEMORY = 3072, 1792
 def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All figures, as they come from dom0."""
     files = [*module_files(kver, "rs"), *frontend_files()]
-    profile = Profile(kver) if options.profile else None
+    profile = Profile() if options.profile else None
     with Machine(image.ensure(kver), files, memory=MEMORY, dom0_memory=DOM0_MEMORY, exact=mode == "exact",
                  more=profile.arguments if profile else None) as machine:
         say(f"{mode}: booting Xen and {kver}")
@@ -77,13 +77,12 @@ def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str,
 class Profile:
     """Where the instructions go: profile.c counts them in QEMU, between two lines "@P" from dom0."""
 
-    def __init__(self, kver: str) -> None:
+    def __init__(self) -> None:
         library = OUTPUT / "profile.so"
         buildroot.run(["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(library), str(SOURCE)], log="profile")
         self.counts = OUTPUT / "profile.txt"
         self.arguments = ["-plugin", f"file={library},out={self.counts}"]
         self.symbols: list[tuple[int, str]] = []
-        self.kver = kver
 
     def toggle(self, machine: Machine, message: dict[str, Any]) -> None:
         """Starts counting, ends it, or shows what was found."""
@@ -116,7 +115,7 @@ class Profile:
                 kernel = (memory - address) >> 24 if address < 0xffff_ffff_a000_0000 else -1
                 kernels.setdefault(kernel, Counter())[name] += count
         dom0 = max((counts["gnttab_map_refs"] + counts["notify_remote_via_irq"] / 1e6, key) for key, counts in kernels.items())[1]
-        print(f"  instructions for a request: " + ", ".join(f"{name} {count / requests:.0f}" for name, count in rest.items()))
+        print("  instructions for a request: " + ", ".join(f"{name} {count / requests:.0f}" for name, count in rest.items()))
         for key, counts in sorted(kernels.items(), key=lambda item: -sum(item[1].values())):
             what = "modules, of all domains" if key == -1 else "dom0's kernel" if key == dom0 else "another kernel or a part of one"
             total = sum(counts.values()) / requests

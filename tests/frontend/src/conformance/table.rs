@@ -254,6 +254,13 @@ pub fn rows() -> Vec<Row> {
 const QEMU_WRAPS: &str =
     "a fault of qemu 10.0: it multiplies by 512 in 64 bits, and takes sector 0 for this one";
 
+/// Whoever keeps grants mapped maps them for both directions, whatever the request is.
+fn persistent_is_writable(row: Row) -> Row {
+    let why = "a persistent grant is mapped for writing whatever the request is";
+    row.but(Peer::Loop, When::Persistent, Error, why)
+        .but(Peer::Rs, When::Persistent, Error, why)
+}
+
 /// What holds for reads and writes alike.
 fn transfers(what: &str, operation: Operation) -> Vec<Row> {
     let new =
@@ -321,23 +328,11 @@ fn transfers(what: &str, operation: Operation) -> Vec<Row> {
             Faulty(1, 0, Fault::Revoked),
             Error,
         ),
-        new(
+        persistent_is_writable(new(
             "a page granted for reading only",
             Faulty(1, 0, Fault::ReadOnly),
             read_only_page,
-        )
-        .but(
-            Peer::Loop,
-            When::Persistent,
-            Error,
-            "a persistent grant is mapped for writing whatever the request is",
-        )
-        .but(
-            Peer::Rs,
-            When::Persistent,
-            Error,
-            "a persistent grant is mapped for writing whatever the request is",
-        ),
+        )),
     ];
     rows.push(Row {
         handle: 0xffff,
@@ -505,23 +500,11 @@ fn indirect(what: &str, operation: Operation) -> Vec<Row> {
             Faulty(1, 0, Fault::Descriptor),
             Error,
         ),
-        new(
+        persistent_is_writable(new(
             "a page granted for reading only",
             Faulty(1, 0, Fault::ReadOnly),
             read_only_page,
-        )
-        .but(
-            Peer::Loop,
-            When::Persistent,
-            Error,
-            "a persistent grant is mapped for writing whatever the request is",
-        )
-        .but(
-            Peer::Rs,
-            When::Persistent,
-            Error,
-            "a persistent grant is mapped for writing whatever the request is",
-        ),
+        )),
     ]
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One ring and its worker.
+//! One ring and its worker; how the worker takes requests is in [`intake`].
 //!
 //! The worker is a work item that runs when there are events or completions. All it does, it does
 //! for many requests at a time: it takes requests from the ring, maps their grants together,
@@ -16,12 +16,7 @@
 use blkif::{
     BackRing,
     Disk,
-    Parsed,
-    RawSlot,
-    Reject,
-    Rejected,
-    Request,
-    Status, //
+    RawSlot, //
 };
 use kernel::{
     impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
@@ -45,22 +40,20 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    bdev, evtchn,
+    evtchn,
     grant::{
         Copier,
         Grants, //
     },
     io::{
-        Builder,
         Done,
-        Spares,
-        Staged, //
+        Spares, //
     },
     list::{
         DoneList,
         List, //
     },
-    log, mem, params,
+    mem, params,
     ring::RingMemory,
     work::{
         cancel_delayed_work,
@@ -78,8 +71,7 @@ use crate::{
     medium::Medium,
     request::{
         Action,
-        Pending,
-        Pieces, //
+        Pending, //
     },
     stats::{
         Counts,
@@ -87,9 +79,7 @@ use crate::{
     }, //
 };
 
-/// Requests taken from the ring before their grants are mapped and they are submitted: all that a
-/// ring of one page can hold.
-const BATCH: u32 = 32;
+mod intake;
 
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
@@ -168,26 +158,6 @@ struct State {
     held: List<Done<Pending>>,
     /// The frontend has broken the ring; nothing more is taken from it.
     broken: bool,
-}
-
-/// Why a request cannot be put together.
-enum Unstaged {
-    /// Its segments, which do not stand in its slot, are not valid.
-    Rejected(Reject),
-    /// They cannot be read (`EFAULT`), or there is no memory.
-    Failed(Error),
-}
-
-impl From<Error> for Unstaged {
-    fn from(err: Error) -> Self {
-        Self::Failed(err)
-    }
-}
-
-impl From<Reject> for Unstaged {
-    fn from(why: Reject) -> Self {
-        Self::Rejected(why)
-    }
 }
 
 impl Ring {
@@ -464,200 +434,6 @@ impl Ring {
             self.gate.open();
         }
         true
-    }
-
-    /// Takes requests from the ring and submits them. Whether there were any.
-    fn take(self: &Arc<Self>, state: &mut State) -> bool {
-        let stopping = self.stopping.load(Relaxed);
-        let State {
-            memory: Some(memory),
-            irq: Some(irq),
-            back,
-            grants,
-            spares,
-            copier,
-            slot,
-            starved,
-            barrier,
-            broken,
-            counts,
-            ..
-        } = state
-        else {
-            return false;
-        };
-        let mut staged = List::new();
-        let mut taken = 0;
-        let mut rejected = false;
-        let mut count = 0u32;
-        while taken < BATCH {
-            let at_last = if let Some(waiting) = starved {
-                *slot = *waiting;
-                *starved = None;
-                true
-            } else if let Some(waiting) = barrier {
-                if !self.gate.close(self.number) || back.outstanding() > 1 {
-                    break;
-                }
-                // Nothing else is in flight on the whole disk.
-                taken = BATCH;
-                *slot = *waiting;
-                *barrier = None;
-                true
-            } else if stopping || *broken || self.gate.is_closed() {
-                break;
-            } else {
-                match back.next_request(memory, slot) {
-                    Ok(false) => break,
-                    Ok(true) => {
-                        taken = taken.saturating_add(1);
-                        false
-                    }
-                    Err(err) => {
-                        pr_warn!(
-                            "{}: frontend provided bogus ring requests ({}), halting ring\n",
-                            &*self.name,
-                            format_args!("{err}")
-                        );
-                        *broken = true;
-                        break;
-                    }
-                }
-            };
-            let parsed = match blkif::parse(back.abi(), slot, &self.disk) {
-                Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
-                    *barrier = Some(*slot);
-                    break;
-                }
-                Ok(parsed) => parsed,
-                Err(reject) => {
-                    self.note(&reject);
-                    counts.refused = counts.refused.wrapping_add(1);
-                    back.put_response(memory, reject.response());
-                    rejected = true;
-                    continue;
-                }
-            };
-            // Besides this one.
-            let idle = back.outstanding() <= 1;
-            let response = match self.stage(&parsed, spares, copier, grants) {
-                Ok(request) => {
-                    staged.push(request);
-                    count = count.wrapping_add(1);
-                    continue;
-                }
-                Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
-                    // A request in flight brings memory and pages when it is done.
-                    *starved = Some(*slot);
-                    counts.starved = counts.starved.wrapping_add(1);
-                    break;
-                }
-                Err(Unstaged::Failed(err)) => {
-                    let action = Pending::new(self.clone(), &parsed).0.action;
-                    counts.request(action, 0, true);
-                    if log::permitted() {
-                        pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
-                    }
-                    parsed.response(Status::Error)
-                }
-                Err(Unstaged::Rejected(why)) => {
-                    counts.refused = counts.refused.wrapping_add(1);
-                    let reject = parsed.reject(why);
-                    self.note(&reject);
-                    reject.response()
-                }
-            };
-            back.put_response(memory, response);
-            rejected = true;
-            if matches!(parsed.command, Request::Barrier(_)) {
-                self.gate.open();
-            }
-        }
-        let mut submit = || {
-            grants.map(&mut staged, |request| match request {
-                Ok(mapped) => self
-                    .medium
-                    .submit(mapped, &self.context.blocking, &self.name),
-                Err(done) => self.completed(done),
-            })
-        };
-        match count {
-            0 => {}
-            1 => submit(),
-            _ => bdev::plugged(submit),
-        }
-        if rejected {
-            self.stats.add(counts);
-            if back.publish(memory) {
-                irq.notify();
-            }
-        }
-        taken > 0
-    }
-
-    /// A request that is not valid is logged within limits.
-    fn note(&self, reject: &Rejected) {
-        if log::permitted() {
-            pr_warn!("{}: refused {}\n", &*self.name, format_args!("{reject}"));
-        }
-    }
-
-    /// Puts a request together, in memory that another has left or in new.
-    fn stage(
-        self: &Arc<Self>,
-        parsed: &Parsed<'_>,
-        spares: &mut Spares<Pending>,
-        copier: &mut Option<Copier>,
-        grants: &mut Grants,
-    ) -> core::result::Result<Staged<Pending>, Unstaged> {
-        let (pending, pieces) = Pending::new(self.clone(), parsed);
-        let memory = spares.take(pieces.count())?;
-        let direction = pending.direction();
-        Staged::new(memory, pending, direction, grants, |builder| {
-            self.fill(builder, &pieces, copier)
-        })
-        .map_err(|(err, memory, _)| {
-            spares.put(memory);
-            err
-        })
-    }
-
-    /// Adds the segments of a request.
-    fn fill(
-        &self,
-        builder: &mut Builder<'_, Pending>,
-        pieces: &Pieces<'_>,
-        copier: &mut Option<Copier>,
-    ) -> core::result::Result<(), Unstaged> {
-        let indirect = match pieces {
-            Pieces::None => return Ok(()),
-            Pieces::Slot(transfer) => {
-                for segment in transfer.segments() {
-                    builder.add(segment.gref(), segment.offset(), segment.len())?;
-                }
-                return Ok(());
-            }
-            Pieces::Indirect(indirect) => indirect,
-        };
-        let copier = match copier {
-            Some(copier) => copier,
-            None => copier.insert(Copier::new(self.domid)?),
-        };
-        let mut segments = indirect.segments();
-        let mut words = usize::from(indirect.count()).saturating_mul(2);
-        for page in indirect.pages() {
-            // The guest may change its page from here on; what counts is the copy.
-            let copy = copier.copy(*page, words)?;
-            words = words.saturating_sub(copy.len());
-            for pair in copy.chunks_exact(2) {
-                if let [gref, sectors] = pair {
-                    let segment = segments.add(*gref, *sectors)?;
-                    builder.add(segment.gref(), segment.offset(), segment.len())?;
-                }
-            }
-        }
-        segments.finish()?;
-        Ok(())
     }
 
     /// Asks the frontend for an event at its next request. Whether there is one already.

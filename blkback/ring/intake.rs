@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a ring's worker takes requests: it parses them, gathers their segments, maps the grants of
+//! all together and submits them under one plug.
+//!
+//! Works on the worker's state, which is locked; owns nothing.
+
+#![forbid(unsafe_code)]
+
+use blkif::{
+    Parsed,
+    Reject,
+    Rejected,
+    Request,
+    Status, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
+};
+use xen_bindings::{
+    bdev,
+    grant::{
+        Copier,
+        Grants, //
+    },
+    io::{
+        Builder,
+        Spares,
+        Staged, //
+    },
+    list::List,
+    log,
+};
+
+use super::{
+    Ring,
+    State, //
+};
+use crate::request::{
+    Pending,
+    Pieces, //
+};
+
+/// Requests taken from the ring before their grants are mapped and they are submitted: all that a
+/// ring of one page can hold.
+const BATCH: u32 = 32;
+
+/// Why a request cannot be put together.
+enum Unstaged {
+    /// Its segments, which do not stand in its slot, are not valid.
+    Rejected(Reject),
+    /// They cannot be read (`EFAULT`), or there is no memory.
+    Failed(Error),
+}
+
+impl From<Error> for Unstaged {
+    fn from(err: Error) -> Self {
+        Self::Failed(err)
+    }
+}
+
+impl From<Reject> for Unstaged {
+    fn from(why: Reject) -> Self {
+        Self::Rejected(why)
+    }
+}
+
+impl Ring {
+    /// Takes requests from the ring and submits them. Whether there were any.
+    pub(super) fn take(self: &Arc<Self>, state: &mut State) -> bool {
+        let stopping = self.stopping.load(Relaxed);
+        let State {
+            memory: Some(memory),
+            irq: Some(irq),
+            back,
+            grants,
+            spares,
+            copier,
+            slot,
+            starved,
+            barrier,
+            broken,
+            counts,
+            ..
+        } = state
+        else {
+            return false;
+        };
+        let mut staged = List::new();
+        let mut taken = 0;
+        let mut rejected = false;
+        let mut count = 0u32;
+        while taken < BATCH {
+            let at_last = if let Some(waiting) = starved {
+                *slot = *waiting;
+                *starved = None;
+                true
+            } else if let Some(waiting) = barrier {
+                if !self.gate.close(self.number) || back.outstanding() > 1 {
+                    break;
+                }
+                // Nothing else is in flight on the whole disk.
+                taken = BATCH;
+                *slot = *waiting;
+                *barrier = None;
+                true
+            } else if stopping || *broken || self.gate.is_closed() {
+                break;
+            } else {
+                match back.next_request(memory, slot) {
+                    Ok(false) => break,
+                    Ok(true) => {
+                        taken = taken.saturating_add(1);
+                        false
+                    }
+                    Err(err) => {
+                        pr_warn!(
+                            "{}: frontend provided bogus ring requests ({}), halting ring\n",
+                            &*self.name,
+                            format_args!("{err}")
+                        );
+                        *broken = true;
+                        break;
+                    }
+                }
+            };
+            let parsed = match blkif::parse(back.abi(), slot, &self.disk) {
+                Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
+                    *barrier = Some(*slot);
+                    break;
+                }
+                Ok(parsed) => parsed,
+                Err(reject) => {
+                    self.note(&reject);
+                    counts.refused = counts.refused.wrapping_add(1);
+                    back.put_response(memory, reject.response());
+                    rejected = true;
+                    continue;
+                }
+            };
+            // Besides this one.
+            let idle = back.outstanding() <= 1;
+            let response = match self.stage(&parsed, spares, copier, grants) {
+                Ok(request) => {
+                    staged.push(request);
+                    count = count.wrapping_add(1);
+                    continue;
+                }
+                Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
+                    // A request in flight brings memory and pages when it is done.
+                    *starved = Some(*slot);
+                    counts.starved = counts.starved.wrapping_add(1);
+                    break;
+                }
+                Err(Unstaged::Failed(err)) => {
+                    let action = Pending::new(self.clone(), &parsed).0.action;
+                    counts.request(action, 0, true);
+                    if log::permitted() {
+                        pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
+                    }
+                    parsed.response(Status::Error)
+                }
+                Err(Unstaged::Rejected(why)) => {
+                    counts.refused = counts.refused.wrapping_add(1);
+                    let reject = parsed.reject(why);
+                    self.note(&reject);
+                    reject.response()
+                }
+            };
+            back.put_response(memory, response);
+            rejected = true;
+            if matches!(parsed.command, Request::Barrier(_)) {
+                self.gate.open();
+            }
+        }
+        let mut submit = || {
+            grants.map(&mut staged, |request| match request {
+                Ok(mapped) => self
+                    .medium
+                    .submit(mapped, &self.context.blocking, &self.name),
+                Err(done) => self.completed(done),
+            })
+        };
+        match count {
+            0 => {}
+            1 => submit(),
+            _ => bdev::plugged(submit),
+        }
+        if rejected {
+            self.stats.add(counts);
+            if back.publish(memory) {
+                irq.notify();
+            }
+        }
+        taken > 0
+    }
+
+    /// A request that is not valid is logged within limits.
+    fn note(&self, reject: &Rejected) {
+        if log::permitted() {
+            pr_warn!("{}: refused {}\n", &*self.name, format_args!("{reject}"));
+        }
+    }
+
+    /// Puts a request together, in memory that another has left or in new.
+    fn stage(
+        self: &Arc<Self>,
+        parsed: &Parsed<'_>,
+        spares: &mut Spares<Pending>,
+        copier: &mut Option<Copier>,
+        grants: &mut Grants,
+    ) -> core::result::Result<Staged<Pending>, Unstaged> {
+        let (pending, pieces) = Pending::new(self.clone(), parsed);
+        let memory = spares.take(pieces.count())?;
+        let direction = pending.direction();
+        Staged::new(memory, pending, direction, grants, |builder| {
+            self.fill(builder, &pieces, copier)
+        })
+        .map_err(|(err, memory, _)| {
+            spares.put(memory);
+            err
+        })
+    }
+
+    /// Adds the segments of a request.
+    fn fill(
+        &self,
+        builder: &mut Builder<'_, Pending>,
+        pieces: &Pieces<'_>,
+        copier: &mut Option<Copier>,
+    ) -> core::result::Result<(), Unstaged> {
+        let indirect = match pieces {
+            Pieces::None => return Ok(()),
+            Pieces::Slot(transfer) => {
+                for segment in transfer.segments() {
+                    builder.add(segment.gref(), segment.offset(), segment.len())?;
+                }
+                return Ok(());
+            }
+            Pieces::Indirect(indirect) => indirect,
+        };
+        let copier = match copier {
+            Some(copier) => copier,
+            None => copier.insert(Copier::new(self.domid)?),
+        };
+        let mut segments = indirect.segments();
+        let mut words = usize::from(indirect.count()).saturating_mul(2);
+        for page in indirect.pages() {
+            // The guest may change its page from here on; what counts is the copy.
+            let copy = copier.copy(*page, words)?;
+            words = words.saturating_sub(copy.len());
+            for pair in copy.chunks_exact(2) {
+                if let [gref, sectors] = pair {
+                    let segment = segments.add(*gref, *sectors)?;
+                    builder.add(segment.gref(), segment.offset(), segment.len())?;
+                }
+            }
+        }
+        segments.finish()?;
+        Ok(())
+    }
+}

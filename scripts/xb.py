@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 from xb import archive, buildroot, checks, kernel, module, runner  # noqa: E402
-from xb.common import BUILD, TOP, Fail, remove, say  # noqa: E402
+from xb.common import BUILD, TOP, Fail, program, remove, say  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
@@ -103,9 +102,9 @@ def main() -> int:
     return 0
 
 
-def nested(program: str, kver: str, *argv: str) -> int:
+def nested(name: str, kver: str, *argv: str) -> int:
     """Runs a program of scripts/nested."""
-    return subprocess.run([sys.executable, str(TOP / "scripts/nested" / program), "--kver", kver, *argv]).returncode
+    return subprocess.run([sys.executable, str(TOP / "scripts/nested" / name), "--kver", kver, *argv]).returncode
 
 
 def check(options: argparse.Namespace) -> int:
@@ -126,12 +125,4 @@ def check(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    # kill(1) unwinds like Ctrl-C does, so that what we started ends too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main())
-    except Fail as error:
-        print(f"xb: error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

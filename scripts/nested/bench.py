@@ -29,9 +29,9 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
-from vm import Dead, Machine, frontend_files, module_files  # noqa: E402
+from vm import Machine, frontend_files, module_files  # noqa: E402
 from xb import buildroot  # noqa: E402
-from xb.common import BUILD, TOP, Fail, lock, rel, say, write_json  # noqa: E402
+from xb.common import BUILD, TOP, Fail, lock, program, rel, say, write_json  # noqa: E402
 
 OUTPUT = BUILD / "bench"
 PUBLISHED = TOP / "Documentation/benchmarks"
@@ -195,10 +195,4 @@ def plot(results: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Fail, Dead) as error:
-        print(f"xb: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

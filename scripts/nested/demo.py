@@ -14,8 +14,8 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
-from vm import Dead, Machine, module_files  # noqa: E402
-from xb.common import Fail, say  # noqa: E402
+from vm import Machine, module_files  # noqa: E402
+from xb.common import program, say  # noqa: E402
 
 
 def main() -> int:
@@ -35,10 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Fail, Dead) as error:
-        print(f"xb: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

@@ -15,7 +15,6 @@ import argparse
 import ast
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
 from vm import TESTS, Dead, Machine, frontend_files, module_files  # noqa: E402
-from xb.common import Fail, lock, read_json, say, write_json  # noqa: E402
+from xb.common import Fail, lock, program, read_json, say, write_json  # noqa: E402
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMES = image.NESTED / "times.json"
@@ -226,7 +225,6 @@ def main() -> int:
     parser.add_argument("--shell", action="store_true")
     parser.add_argument("--exec", metavar="COMMAND")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     tests = find_tests()
     if options.list:
@@ -262,10 +260,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Fail as error:
-        print(f"xb: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

@@ -32,7 +32,7 @@ DRIVES = {"xb-ext4": 1024, "xb-xfs": 1024, "xb-btrfs": 1024, "xb-bdev": 1024}
 BOOT_SECONDS = 120
 
 
-class Dead(Exception):
+class Dead(Fail):
     """The machine ended, or says nothing any more."""
 
 

@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 TOP = Path(__file__).resolve().parents[2]
 BUILD = TOP / "build"
@@ -22,6 +24,19 @@ JOBS = os.environ.get("XB_JOBS") or str(os.cpu_count() or 1)
 
 class Fail(Exception):
     """An error that the user can understand and act on: printed without a traceback."""
+
+
+def program(main: Callable[[], int]) -> NoReturn:
+    """Runs MAIN as a program: what it returns is the exit status; an error for the user is printed."""
+    # kill(1) unwinds like Ctrl-C does, so that what we started ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except Fail as error:
+        print(f"xb: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def say(text: str) -> None:

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -141,7 +142,8 @@ class Bench:
                     self.one(setup, round, fio, ring)
             for name, target in DOM0:
                 if self.chosen(name):
-                    self.in_dom0(name, target, round)
+                    # The first time fio is read from its disk.
+                    self.fio(name, round, partial(sh, timeout=600), target, unmeasured=1)
         self.env.clean_up()
 
     def chosen(self, name: str) -> bool:
@@ -151,12 +153,7 @@ class Bench:
         self.load(setup.module)
         sh(f"sync; echo 3 >/proc/sys/vm/drop_caches; {setup.before or chr(58)}")
         with self.attached(fio, setup) as fio:
-            baseline = self.fio(fio, NO_LOAD)[0]
-            for load in LOADS:
-                if not self.wanted(load.name):
-                    continue
-                used, words = self.fio(fio, load)
-                self.result(setup.name, load.name, round, used - baseline, *self.fio_figures(load, words))
+            self.fio(setup.name, round, partial(fio.sh, timeout=600), "/dev/xvdb")
         if any(self.wanted(load.name) for load in RING_LOADS):
             with self.attached(ring, setup) as ring:
                 self.ring(ring, setup, round)
@@ -188,26 +185,24 @@ class Bench:
             sh(f"modprobe {module}")
             self.module = module
 
-    def fio(self, guest: Guest, load: Load) -> tuple[int, list[str]]:
-        self.announce("start")
-        before = self.account.nanoseconds()
-        text = guest.sh(FIO.format(target="/dev/xvdb", size=SIZE, **self.fio_options(load)), timeout=600)
-        used = self.account.nanoseconds() - before
-        self.announce("end", load.name, self.count(load))
-        return used, [line for line in text.splitlines() if line.startswith("3;")][0].split(";")
-
-    def in_dom0(self, name: str, target: str, round: int) -> None:
-        def fio(load: Load) -> tuple[int, list[str]]:
+    def fio(self, setup: str, round: int, run: Callable[[str], str], target: str, unmeasured: int = 0) -> None:
+        """All loads of fio; RUN is the shell they run in. The first UNMEASURED runs are for the caches."""
+        baseline = 0
+        for load in (*[NO_LOAD] * (unmeasured + 1), *filter(lambda load: self.wanted(load.name), LOADS)):
+            count = load.count * self.options.scale
+            self.announce("start")
             before = self.account.nanoseconds()
-            text = sh(FIO.format(target=target, size=SIZE, **self.fio_options(load)))
-            return self.account.nanoseconds() - before, [line for line in text.splitlines() if line.startswith("3;")][0].split(";")
-
-        fio(NO_LOAD)  # the first time fio is read from its disk
-        baseline = fio(NO_LOAD)[0]
-        for load in LOADS:
-            if self.wanted(load.name):
-                used, words = fio(load)
-                self.result(name, load.name, round, used - baseline, *self.fio_figures(load, words))
+            text = run(FIO.format(target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=count or 1))
+            used = self.account.nanoseconds() - before
+            self.announce("end", load.name, count)
+            if load is NO_LOAD:
+                baseline = used
+                continue
+            words = next(line for line in text.splitlines() if line.startswith("3;")).split(";")
+            at = FIO_WRITE if "write" in load.rw else 0
+            percentile = next(word for word in words[at + 17:at + 37] if word.startswith("99.0"))
+            self.result(setup, load.name, round, used - baseline, count, count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001),
+                        float(words[FIO_LATENCY + at]), float(percentile.partition("=")[2]))
 
     def ring(self, guest: Guest, setup: Setup, round: int) -> None:
         backend = self.env.store.read(f"/local/domain/{guest.domid}/device/vbd/{vdev_number('xvdb')}/backend")
@@ -245,19 +240,6 @@ class Bench:
     def wanted(self, load: str) -> bool:
         names = {load.name for load in (*LOADS, *RING_LOADS)}
         return not self.options.loads or any(word == load or word not in names and word in load for word in self.options.loads)
-
-    def count(self, load: Load) -> int:
-        return load.count * self.options.scale or 1
-
-    def fio_options(self, load: Load) -> dict[str, object]:
-        return {"rw": load.rw, "bs": load.bs, "depth": load.depth, "count": self.count(load)}
-
-    def fio_figures(self, load: Load, words: list[str]) -> tuple[int, float, float, float]:
-        """Requests, requests per second, mean and 99th percentile of the latency in microseconds."""
-        at = FIO_WRITE if "write" in load.rw else 0
-        percentile = next(word for word in words[at + 17:at + 37] if word.startswith("99.0"))
-        return (self.count(load), self.count(load) / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001),
-                float(words[FIO_LATENCY + at]), float(percentile.partition("=")[2]))
 
     def result(self, setup: str, load: str, round: int, used: int, count: int, rate: float, mean: float, p99: float) -> None:
         line = {"setup": setup, "load": load, "round": round, "requests": count, "cpu_ns": used / count, "per_second": rate,

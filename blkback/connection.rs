@@ -179,11 +179,15 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.channels.clear();
         // All at once, so that their last requests are waited for together.
         for ring in &self.rings {
             ring.stop();
         }
+        for ring in &self.rings {
+            ring.drain();
+        }
+        // Not before: the frontend may go on with the next backend, and has to hear of all answers.
+        self.channels.clear();
         for ring in &self.rings {
             ring.shut_down();
         }

@@ -26,6 +26,9 @@ use crate::{
     vbd::Vbd, //
 };
 
+/// The type of device that we serve, and the name that the in-tree driver of these has.
+const IN_TREE: &CStr = c"vbd";
+
 /// What all disks share.
 #[pin_data]
 pub(crate) struct Context {
@@ -76,6 +79,14 @@ impl kernel::InPlaceModule for Module {
             )?;
             Ok(try_pin_init!(Self {
                 registration <- xenbus::Registration::new(context.clone(), module),
+                _: {
+                    if registration.has_rival(IN_TREE) {
+                        pr_warn!(
+                            "xen_blkback is loaded, too, and takes all new disks; unload it or move single \
+                             disks with bind in /sys/bus/xen-backend/drivers/xen-blkback-rs\n"
+                        );
+                    }
+                },
                 context: FlushedContext(context),
             }? Error))
         })
@@ -109,7 +120,10 @@ impl xenbus::Driver for Driver {
     type Data = DeviceData;
     type Context = Context;
 
-    const DEVICE_TYPE: &'static CStr = c"vbd";
+    // Not the type of device, as drivers of the xenbus are called otherwise: the in-tree driver is, and
+    // to move disks from one to the other both have to be there.
+    const NAME: &'static CStr = c"xen-blkback-rs";
+    const DEVICE_TYPE: &'static CStr = IN_TREE;
     const GROUPS: &'static [Group<DeviceData>] = stats::GROUPS;
 
     fn probe(context: &Arc<Context>, dev: xenbus::Device, otherend: &CStr) -> Result<DeviceData> {

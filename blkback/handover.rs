@@ -52,6 +52,9 @@ use crate::{
 /// Base name of the script that libxl uses for a disk without one of its own.
 const STOCK_SCRIPT: &[u8] = b"block";
 
+/// What its name gets to become that of our helper, in the same directory.
+const HELPER_SUFFIX: &str = "-rs";
+
 /// What becomes of the disk of a backend directory.
 pub(crate) enum Handover {
     /// Not ours to open: the toolstack's script writes `physical-device`.
@@ -77,18 +80,29 @@ pub(crate) fn take(context: &Arc<Context>, disk: &CStr, domid: u16) -> Result<Ha
         return Ok(Handover::Script);
     };
     let path = params.as_c_str();
-    let Some(directory) = script.as_bytes().strip_suffix(STOCK_SCRIPT) else {
+    // The disk of a driver that was unbound has our helper already.
+    let (stock, again) = match script.as_bytes().strip_suffix(HELPER_SUFFIX.as_bytes()) {
+        Some(stock) => (stock, true),
+        None => (script.as_bytes(), false),
+    };
+    let Some(directory) = stock.strip_suffix(STOCK_SCRIPT) else {
         return Ok(Handover::Script);
     };
     if kind.as_bytes() != b"phy"
         || !directory.ends_with(b"/")
         || !path.to_bytes_with_nul().starts_with(b"/")
         || path_kind(path) != Ok(PathKind::Regular)
+        // A script has made a device of the file, and will want to undo that.
+        || xenstore::read_optional(disk, c"physical-device")?.is_some()
     {
         return Ok(Handover::Script);
     }
 
-    let helper = helper_of(&script)?;
+    let helper = if again {
+        CString::try_from(script.as_c_str())?
+    } else {
+        CString::try_from_fmt(fmt!("{}{}", script.as_c_str(), HELPER_SUFFIX))?
+    };
     if path_kind(&helper) != Ok(PathKind::Regular) {
         pr_warn!(
             "{}: {} is not installed, file {} goes through a loop device; install it with the module\n",
@@ -111,9 +125,54 @@ pub(crate) fn take(context: &Arc<Context>, disk: &CStr, domid: u16) -> Result<Ha
     }
 }
 
-/// The helper is in the same directory as the stock script.
-fn helper_of(script: &Value) -> Result<CString> {
-    CString::try_from_fmt(fmt!("{}-rs", script.as_c_str()))
+/// What a changed `params` node asks for.
+pub(crate) enum Change {
+    /// Nothing that we could do: it names what there is, or no file.
+    None,
+    /// The medium is taken out.
+    Eject,
+    /// Another one is put in.
+    Insert(FileMedium),
+}
+
+/// Looks at the medium that the backend directory of `disk` names while one is in use, the file
+/// `now` if it is one. May sleep.
+///
+/// # Errors
+///
+/// A message for the administrator.
+pub(crate) fn change(
+    context: &Arc<Context>,
+    disk: &CStr,
+    now: Option<&CStr>,
+    domid: u16,
+) -> core::result::Result<Change, CString> {
+    let (Ok(params), Ok(mode)) = (
+        xenstore::read(disk, c"params"),
+        xenstore::read(disk, c"mode"),
+    ) else {
+        return Ok(Change::None);
+    };
+    if params.as_bytes().is_empty() {
+        return Ok(Change::Eject);
+    }
+    // libxl names the format when it changes a medium.
+    let path = params.as_c_str().to_bytes_with_nul();
+    let path = path.strip_prefix(b"raw:").unwrap_or(path);
+    let Ok(path) = CStr::from_bytes_with_nul(path) else {
+        return Ok(Change::None);
+    };
+    if now == Some(path) {
+        return Ok(Change::None);
+    }
+    if path_kind(path) == Ok(PathKind::Other) {
+        return Err(message(fmt!(
+            "{}: only a regular file can be put into the drive of a running guest",
+            path
+        )));
+    }
+    let mode = DiskMode::from_node(mode.as_bytes());
+    open(context, disk, path, mode, domid).map(Change::Insert)
 }
 
 /// Opens the file for a guest, or says why it cannot have it.

@@ -81,6 +81,8 @@ pub(crate) enum Medium {
     Block(BlockDevice),
     /// A file.
     File(FileMedium),
+    /// Nothing: the drive of a disk that has been taken out.
+    Empty,
 }
 
 /// A file with the ways to access it.
@@ -112,7 +114,7 @@ impl Medium {
     pub(crate) fn numbers(&self) -> (u32, u32) {
         match self {
             Self::Block(device) => device.numbers(),
-            Self::File(_) => (0, 0),
+            Self::File(_) | Self::Empty => (0, 0),
         }
     }
 
@@ -122,6 +124,7 @@ impl Medium {
             Self::Block(device) => device.sectors(),
             // What is left behind the last whole sector cannot be reached by a guest.
             Self::File(medium) => medium.file.size() / u64::from(SECTOR_SIZE),
+            Self::Empty => 0,
         }
     }
 
@@ -129,7 +132,7 @@ impl Medium {
     pub(crate) fn logical_block_size(&self) -> u32 {
         match self {
             Self::Block(device) => device.logical_block_size(),
-            Self::File(_) => SECTOR_SIZE,
+            Self::File(_) | Self::Empty => SECTOR_SIZE,
         }
     }
 
@@ -141,6 +144,7 @@ impl Medium {
                 DirectIo::Aligned { offset, .. } => offset.max(SECTOR_SIZE),
                 DirectIo::Unsupported | DirectIo::InMemory => SECTOR_SIZE,
             },
+            Self::Empty => SECTOR_SIZE,
         }
     }
 
@@ -148,21 +152,21 @@ impl Medium {
     pub(crate) fn has_write_cache(&self) -> bool {
         match self {
             Self::Block(device) => device.has_write_cache(),
-            Self::File(_) => true,
+            Self::File(_) | Self::Empty => true,
         }
     }
 
     pub(crate) fn is_cdrom(&self) -> bool {
         match self {
             Self::Block(device) => device.is_cdrom(),
-            Self::File(_) => false,
+            Self::File(_) | Self::Empty => false,
         }
     }
 
     pub(crate) fn is_removable(&self) -> bool {
         match self {
             Self::Block(device) => device.is_removable(),
-            Self::File(_) => false,
+            Self::File(_) | Self::Empty => false,
         }
     }
 
@@ -171,6 +175,7 @@ impl Medium {
         match self {
             Self::Block(device) => device.discard_limits(),
             Self::File(medium) => medium.file.discard_limits(),
+            Self::Empty => None,
         }
     }
 
@@ -202,6 +207,7 @@ impl Medium {
                     medium.transfer(io, true);
                 }
             }
+            Self::Empty => io.done(Err(EIO)),
         }
     }
 
@@ -213,7 +219,7 @@ impl Medium {
                 io.done(done);
             }
             // Bios are never deferred.
-            (Self::Block(_), _) => io.done(Err(EIO)),
+            (Self::Block(_) | Self::Empty, _) => io.done(Err(EIO)),
             (Self::File(medium), Action::Discard(discard)) => {
                 let done = medium.discard(&discard);
                 io.done(done);
@@ -230,6 +236,14 @@ impl Medium {
                 medium.transfer(io, false);
             }
         })
+    }
+
+    /// Path of the file that it is.
+    pub(crate) fn path(&self) -> Option<&CStr> {
+        match self {
+            Self::File(medium) => Some(&medium.path),
+            Self::Block(_) | Self::Empty => None,
+        }
     }
 
     /// Says once in the log that a file is accessed through the page cache.

@@ -100,7 +100,6 @@ pub(crate) struct Ring {
     gate: Arc<Gate>,
     stats: Arc<Stats>,
     domid: u16,
-    disk: Disk,
     /// Requests whose I/O is done, added in any context.
     done: DoneList<Pending>,
     /// The worker runs, and will look at `done` before it stops.
@@ -140,6 +139,8 @@ struct State {
     /// None until the ring is started.
     irq: Option<evtchn::Irq>,
     back: BackRing,
+    /// What the frontend has been told; of the size, what it is now.
+    disk: Disk,
     grants: Grants,
     /// `give_back` waits for its time.
     giving_back: bool,
@@ -180,6 +181,7 @@ impl Ring {
             memory: Some(memory),
             irq: None,
             back,
+            disk,
             grants: Grants::new(domid, persistent)?,
             giving_back: false,
             counts: Counts::default(),
@@ -201,7 +203,6 @@ impl Ring {
                 gate,
                 stats,
                 domid,
-                disk,
                 done: DoneList::new(),
                 busy: Atomic::new(false),
                 event: Atomic::new(false),
@@ -238,20 +239,27 @@ impl Ring {
     /// Begins to serve requests. May sleep.
     pub(crate) fn start(self: &Arc<Self>, irq: evtchn::Irq) {
         self.state.lock().irq = Some(irq);
+        // A backend before us may have answered when it could not tell the frontend any more.
+        irq.notify();
         // The frontend may have sent requests before we listened.
         self.schedule();
     }
 
-    /// Takes no more requests. The event channel must have been unbound before.
+    /// Takes no more requests. Any context.
     pub(crate) fn stop(self: &Arc<Self>) {
         self.stopping.store(true, Relaxed);
         self.schedule();
     }
 
-    /// After [`Ring::stop`], waits until the requests in flight are answered, and unmaps the ring.
-    /// May sleep, for as long as the storage takes.
-    pub(crate) fn shut_down(self: &Arc<Self>) {
+    /// After [`Ring::stop`], waits until the requests in flight are answered. May sleep, for as long
+    /// as the storage takes.
+    pub(crate) fn drain(&self) {
         self.drained.wait_for_completion();
+    }
+
+    /// After [`Ring::drain`], unmaps the ring. The event channel must have been unbound before. May
+    /// sleep.
+    pub(crate) fn shut_down(self: &Arc<Self>) {
         cancel_delayed_work::<Self, 2>(self);
         flush_work(&self.look_again);
         flush_work(&self.work);

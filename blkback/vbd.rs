@@ -18,7 +18,7 @@ use blkif::{
     Disk,
 };
 use kernel::{
-    impl_has_work, new_mutex, new_work,
+    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
     prelude::*,
     str::CString,
     sync::{
@@ -29,7 +29,9 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::msecs_to_jiffies,
     workqueue::{
+        DelayedWork,
         Work,
         WorkItem, //
     },
@@ -37,6 +39,7 @@ use kernel::{
 use xen_bindings::{
     io::DiscardLimits,
     params,
+    work::cancel_delayed_work,
     xenbus::{
         Device,
         InXenwatch,
@@ -57,6 +60,7 @@ use crate::{
     driver::Context,
     handover::{
         self,
+        Change,
         Handover, //
     },
     medium::{
@@ -72,6 +76,9 @@ const VDISK_CDROM: u32 = 1;
 const VDISK_REMOVABLE: u32 = 2;
 const VDISK_READONLY: u32 = 4;
 
+/// Time between two looks at the size of a connected disk, in milliseconds.
+const SIZE_PAUSE: u32 = 500;
+
 /// A disk of a guest.
 #[pin_data]
 pub(crate) struct Vbd {
@@ -83,16 +90,24 @@ pub(crate) struct Vbd {
     stats: Arc<Stats>,
     /// The state that the frontend was last seen in.
     frontend_state: Atomic<u32>,
+    /// The node `params` has been written.
+    params_changed: Atomic<bool>,
     /// Everything is torn down, and the toolstack wants the device gone.
     unregister: Atomic<bool>,
     #[pin]
     inner: Mutex<Inner>,
     #[pin]
     control: Work<Vbd>,
+    #[pin]
+    look_at_size: DelayedWork<Vbd, 1>,
 }
 
 impl_has_work! {
     impl HasWork<Self> for Vbd { self.control }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 1> for Vbd { self.look_at_size }
 }
 
 struct Inner {
@@ -100,6 +115,10 @@ struct Inner {
     /// Dropped before the medium it uses.
     connection: Option<Connection>,
     mode: DiskMode,
+    /// The size that the frontend has been told, in sectors.
+    sectors: u64,
+    /// `look_at_size` waits for its time, or runs.
+    looking: bool,
 }
 
 /// How far the disk has come to its medium.
@@ -133,13 +152,17 @@ impl Vbd {
                 },
                 stats,
                 frontend_state: Atomic::new(State::Initialising as u32),
+                params_changed: Atomic::new(false),
                 unregister: Atomic::new(false),
                 inner <- new_mutex!(Inner {
                     source: Source::New,
                     connection: None,
                     mode: DiskMode::from_node(b"r"),
+                    sectors: 0,
+                    looking: false,
                 }),
                 control <- new_work!("Vbd::control"),
+                look_at_size <- new_delayed_work!("Vbd::look_at_size"),
             }),
             GFP_KERNEL,
         )
@@ -193,10 +216,13 @@ impl Vbd {
     }
 
     /// Tears everything down. May sleep, for as long as requests are in flight.
-    pub(crate) fn remove(&self) {
+    pub(crate) fn remove(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
         inner.connection = None;
         inner.source = Source::Removed;
+        drop(inner);
+        // Without a connection it is not queued again.
+        cancel_delayed_work::<Self, 1>(self);
     }
 
     /// The control work item: does whatever can be done now.
@@ -208,6 +234,9 @@ impl Vbd {
             self.dev.switch_state(State::InitWait);
         }
         self.open(&mut inner);
+        if self.params_changed.xchg(false, Relaxed) {
+            self.change_medium(&mut inner);
+        }
         if !matches!(inner.source, Source::Removed) {
             self.follow_frontend(&mut inner);
         }
@@ -321,6 +350,56 @@ impl Vbd {
         ))
     }
 
+    /// Puts another medium into a drive, or takes it out.
+    fn change_medium(self: &Arc<Self>, inner: &mut Inner) {
+        let Source::Open(medium) = &inner.source else {
+            return;
+        };
+        if !self.has_removable_medium() || matches!(**medium, Medium::Block(_)) {
+            return;
+        }
+        let change = handover::change(
+            &self.context,
+            self.name(),
+            medium.path(),
+            self.dev.otherend_id(),
+        );
+        let medium = match change {
+            Ok(Change::None) => return,
+            Ok(Change::Eject) => Medium::Empty,
+            Ok(Change::Insert(medium)) => Medium::File(medium),
+            Err(message) => return self.dev.error(EINVAL, &message),
+        };
+        let medium = match Arc::new(medium, GFP_KERNEL) {
+            Ok(medium) => medium,
+            Err(_) => return self.dev.error(ENOMEM, c"changing the medium"),
+        };
+        match medium.path() {
+            Some(path) => pr_info!("{}: medium changed to file {}\n", self.name(), path),
+            None => pr_info!("{}: medium taken out\n", self.name()),
+        }
+        // What is in flight ends on the old medium. The rings are attached to anew, at the requests
+        // that have not been taken.
+        let connected = inner.connection.is_some();
+        inner.connection = None;
+        inner.source = Source::Open(medium);
+        if connected {
+            let sectors = inner.sectors;
+            self.connect(inner);
+            // It has not been told: our state is what it was.
+            inner.sectors = sectors;
+            self.tell_size(inner);
+        }
+    }
+
+    /// Does the toolstack say that the medium can be changed?
+    fn has_removable_medium(&self) -> bool {
+        let is = |node, value: &[u8]| {
+            xenstore::read(self.name(), node).is_ok_and(|found| found.as_bytes() == value)
+        };
+        is(c"device-type", b"cdrom") || is(c"removable", b"1")
+    }
+
     /// Does what the state of the frontend asks for.
     fn follow_frontend(self: &Arc<Self>, inner: &mut Inner) {
         match State::from_number(self.frontend_state.load(Relaxed)) {
@@ -361,7 +440,7 @@ impl Vbd {
     }
 
     /// Sets a connection up, and publishes what the frontend needs to know.
-    fn connect(&self, inner: &mut Inner) {
+    fn connect(self: &Arc<Self>, inner: &mut Inner) {
         // One that was there has a ring that the frontend has given up.
         inner.connection = None;
         let Source::Open(medium) = &inner.source else {
@@ -423,6 +502,55 @@ impl Vbd {
             },
         );
         inner.connection = Some(connection);
+        inner.sectors = disk.sectors;
+        self.look_again(inner);
+    }
+
+    /// Has the size looked at after a while. No storage tells us when it grows.
+    fn look_again(self: &Arc<Self>, inner: &mut Inner) {
+        if !inner.looking {
+            inner.looking = true;
+            let _ = self
+                .context
+                .control
+                .enqueue_delayed::<Arc<Self>, 1>(self.clone(), msecs_to_jiffies(SIZE_PAUSE));
+        }
+    }
+
+    /// Looks whether the medium has another size.
+    fn follow_size(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        inner.looking = false;
+        if inner.connection.is_some() {
+            self.tell_size(&mut inner);
+            self.look_again(&mut inner);
+        }
+    }
+
+    /// Tells the frontend if the medium has another size than it knows.
+    fn tell_size(&self, inner: &mut Inner) {
+        let Source::Open(medium) = &inner.source else {
+            return;
+        };
+        let (before, sectors) = (inner.sectors, medium.sectors());
+        if sectors == before || self.dev.state() != State::Connected {
+            return;
+        }
+        let name = self.name();
+        pr_info!("{name}: size changed from {before} to {sectors} sectors\n");
+        let told = Transaction::run(|xbt| {
+            // A directory that the toolstack has removed must not come back.
+            if !xbt.exists(name, c"state") {
+                return Ok(());
+            }
+            xbt.write(name, c"sectors", fmt!("{}", sectors))?;
+            // The frontend looks at it when our state is written, even if it is the same.
+            xbt.write(name, c"state", fmt!("{}", State::Connected as u32))
+        });
+        match told {
+            Ok(()) => inner.sectors = sectors,
+            Err(err) => pr_warn!("{name}: writing sectors: {err:?}\n"),
+        }
     }
 
     /// Does the toolstack allow to give up parts of the disk? (xl-disk-configuration(5), `discard`)
@@ -517,6 +645,14 @@ impl WorkItem for Vbd {
     }
 }
 
+impl WorkItem<1> for Vbd {
+    type Pointer = Arc<Vbd>;
+
+    fn run(this: Arc<Vbd>) {
+        this.follow_size();
+    }
+}
+
 impl Watcher for Vbd {
     fn changed(this: Arc<Self>, path: &[u8], ctx: &InXenwatch) {
         match path.rsplit(|byte| *byte == b'/').next() {
@@ -526,6 +662,10 @@ impl Watcher for Vbd {
                 }
             }
             Some(b"physical-device" | b"hotplug-status") => this.schedule(),
+            Some(b"params") => {
+                this.params_changed.store(true, Relaxed);
+                this.schedule();
+            }
             _ => {}
         }
     }

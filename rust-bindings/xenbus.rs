@@ -210,7 +210,9 @@ pub trait Driver: Sized + 'static {
     /// The driver's data of one device.
     type Data: Send + Sync + 'static;
 
-    /// Name of the driver, and the type of device that it serves.
+    /// Name of the driver, by which it is found in sysfs; no other one on the bus may have it.
+    const NAME: &'static CStr;
+    /// The type of device that it serves.
     const DEVICE_TYPE: &'static CStr;
     /// Files of each device in sysfs.
     const GROUPS: &'static [Group<Self::Data>];
@@ -280,13 +282,15 @@ impl<T: Driver> Registration<T> {
                 // already, and stay in place because the structure is pinned.
                 let ret = unsafe {
                     drv.write(pin_init::zeroed());
-                    (*drv).name = T::DEVICE_TYPE.as_char_ptr();
+                    (*drv).name = T::NAME.as_char_ptr();
                     (*drv).ids = (&raw const (*this.as_ptr()).ids).cast();
                     (*drv).driver.dev_groups = (*this.as_ptr()).groups.as_ptr().cast();
                     (*drv).probe = Some(Self::probe_callback);
                     (*drv).otherend_changed = Some(Self::otherend_changed_callback);
                     (*drv).remove = Some(Self::remove_callback);
                     (*drv).reclaim_memory = Some(Self::reclaim_memory_callback);
+                    // The state stays what it is when the driver is unbound: the next one goes on.
+                    (*drv).allow_rebind = true;
                     raw::__xenbus_register_backend(
                         drv,
                         module.as_ptr(),
@@ -297,6 +301,15 @@ impl<T: Driver> Registration<T> {
             }),
             _pin: PhantomPinned,
         })
+    }
+
+    /// Is there a driver with this name on our bus? May sleep.
+    pub fn has_rival(&self, name: &CStr) -> bool {
+        // SAFETY: By the type invariant the driver is registered, so `bus` is that of the backends;
+        // `name` is NUL-terminated. Without using what is returned it does not matter how long it
+        // stays valid.
+        let found = unsafe { raw::driver_find(name.as_char_ptr(), (*self.drv.get()).driver.bus) };
+        !found.is_null()
     }
 
     /// # Safety

@@ -77,6 +77,7 @@ impl Ring {
             memory: Some(memory),
             irq: Some(irq),
             back,
+            disk,
             grants,
             spares,
             copier,
@@ -90,6 +91,8 @@ impl Ring {
         else {
             return false;
         };
+        // A disk can grow and shrink at any time.
+        disk.sectors = self.medium.sectors();
         let mut staged = List::new();
         let mut taken = 0;
         let mut rejected = false;
@@ -128,7 +131,7 @@ impl Ring {
                     }
                 }
             };
-            let parsed = match blkif::parse(back.abi(), slot, &self.disk) {
+            let parsed = match blkif::parse(back.abi(), slot, disk) {
                 Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
                     *barrier = Some(*slot);
                     break;

@@ -146,6 +146,9 @@ pub struct Verify {
     /// End after so many seconds, if that is earlier; 0 is no limit
     #[arg(long, default_value_t = 0)]
     pub seconds: u64,
+    /// End when this file is there, if that is earlier
+    #[arg(long, value_name = "FILE")]
+    pub until: Option<PathBuf>,
     /// What the random numbers start from
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

@@ -108,7 +108,10 @@ pub fn run(arguments: &Arguments, options: &Verify) -> Result<(bool, Value)> {
     )?;
     let start = Instant::now();
     let end = (options.seconds > 0).then(|| start + Duration::from_secs(options.seconds));
-    verifier.traffic(options.requests, end)?;
+    verifier.traffic(options.requests, || {
+        end.is_some_and(|end| Instant::now() >= end)
+            || options.until.as_ref().is_some_and(|file| file.exists())
+    })?;
     if verifier.faults.is_empty() {
         verifier.read_all()?;
     }
@@ -218,12 +221,11 @@ impl Verifier {
         })
     }
 
-    /// Keeps random requests in flight until `requests` are done or time is up.
-    fn traffic(&mut self, requests: u64, end: Option<Instant>) -> Result<()> {
+    /// Keeps random requests in flight until `requests` are done or `enough` says so.
+    fn traffic(&mut self, requests: u64, enough: impl Fn() -> bool) -> Result<()> {
         let mut started = 0;
         loop {
-            let over =
-                self.faults.len() >= FAULTS_AT_MOST || end.is_some_and(|end| Instant::now() >= end);
+            let over = self.faults.len() >= FAULTS_AT_MOST || enough();
             for lane in 0..self.lanes.len() {
                 // Now and then it is left to run dry, so that the backend goes to sleep and has to be woken.
                 let rest = self.rng.chance(5);

@@ -1,0 +1,84 @@
+"""The driver is replaced under running guests: by the in-tree one and back, and by itself, as in an upgrade."""
+
+from lib.basics import check, equal, log, read, sh, wait_for
+from lib.env import DRIVER, Env
+from lib.guest import Guest, vdev_number
+
+BACKENDS = ("rs", "loop")
+TIMEOUT = 300
+ESTIMATE = 60
+DRIVERS = "/sys/bus/xen-backend/drivers"
+NAMES = {"rs": "xen-blkback-rs", "loop": "vbd"}
+LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --persistent", "--abi native --queues 2 --ring-order 1 --indirect 32 --persistent")
+SWAPS = 2
+FIO = ("fio --name=b --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=2m --iodepth=4 --thinktime=20000 --ioengine=libaio --direct=1"
+       " --verify=crc32c --verify_fatal=1 --thread --minimal")
+
+
+def unbind(guest: Guest, vdev: str, backend: str) -> None:
+    sh(f"echo vbd-{guest.domid}-{vdev_number(vdev)} >{DRIVERS}/{NAMES[backend]}/unbind")
+    equal(guest.served_by(vdev), "nobody", f"who serves the unbound {vdev}")
+
+
+def bind(guest: Guest, vdev: str, backend: str) -> None:
+    sh(f"echo vbd-{guest.domid}-{vdev_number(vdev)} >{DRIVERS}/{NAMES[backend]}/bind")
+    served(guest, vdev, backend)
+
+
+def served(guest: Guest, vdev: str, backend: str) -> None:
+    """The driver has taken the disk over, and does requests."""
+    equal(guest.served_by(vdev), DRIVER[backend], f"who serves {vdev}")
+    statistics = f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number(vdev)}/statistics"
+
+    def done() -> int:
+        return sum(int(read(f"{statistics}/{name}", "0")) for name in ("rd_req", "wr_req"))
+
+    before = done()
+    wait_for(lambda: done() > before, 30, f"{vdev}: requests done by {NAMES[backend]}")
+
+
+def run(env: Env) -> None:
+    # The first one that is loaded takes the new disks.
+    own, other = env.backend, "loop"
+    sh(f"modprobe {env.driver}; modprobe xen_blkback")
+    env.at_end(f"rmmod xen_blkback {env.driver} 2>/dev/null || true")
+    for driver in {DRIVER[own], DRIVER[other]}:
+        sh(f"echo 2 >/sys/module/{driver}/parameters/max_queues; modprobe {driver}")
+    linux = env.guest(env.disk(env.device(32), "xvda"), env.disk(env.file("ext4", "disk", 32 << 20), "xvdb"))
+    ring = env.guest(env.disk(env.device(32, 1), "xvda"), frontend=True)
+    for vdev in ("xvda", "xvdb"):
+        linux.sh(f"{{ while [ ! -e /tmp/stop ]; do {FIO.format(vdev=vdev)} || {{ echo failed; break; }}; done >/tmp/{vdev} 2>&1; touch /tmp/{vdev}.end; }} &")
+
+    for layout in LAYOUTS:
+        ring.sh(f"rm -f /tmp/end /tmp/stop; {{ blkif-frontend verify --requests 1000000 --until /tmp/stop --area 2 --depth 4 {layout} >/tmp/log 2>&1; echo $? >/tmp/end; }} &")
+        wait_for(lambda: env.store.read(f"{ring.backend('xvda')}/state") == "4", 30, f"the frontend with {layout}")
+        now = own
+        for _ in range(2 * env.count(SWAPS // 2)):
+            to = other if now == own else own
+            for guest in (linux, ring):
+                unbind(guest, "xvda", now)
+                bind(guest, "xvda", to)
+            now = to
+        unbind(linux, "xvdb", own)  # a file: only we can go on with it, or the in-tree driver with a loop device
+        bind(linux, "xvdb", own)
+        ring.sh("touch /tmp/stop; until [ -e /tmp/end ]; do usleep 20000; done")
+        text = ring.sh("cat /tmp/log /tmp/end").splitlines()
+        log(f"{layout}: {text[-2]}")
+        equal(text[-1], "0", f"verify {layout}: {text}")
+        equal(now, own, "the last swap")
+
+    if own == "rs":
+        sh("rmmod xen_blkback")
+        for guest, vdev in ((linux, "xvda"), (linux, "xvdb"), (ring, "xvda")):
+            unbind(guest, vdev, own)
+        sh(f"rmmod {env.driver}; modprobe {env.driver}")  # an upgrade: loading takes over all disks that nobody serves
+        for vdev in ("xvda", "xvdb"):
+            served(linux, vdev, own)
+
+    linux.sh("touch /tmp/stop")
+    for vdev in ("xvda", "xvdb"):
+        text = linux.sh(f"until [ -e /tmp/{vdev}.end ]; do usleep 20000; done; cat /tmp/{vdev}; dmesg | grep -i 'error, dev xvd' || true")
+        check("failed" not in text and "rror" not in text, f"{vdev}: {text}")
+        log(f"{vdev}: {text.count(chr(10))} rounds of fio")
+    for guest in (linux, ring):
+        guest.shutdown()

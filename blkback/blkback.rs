@@ -11,13 +11,14 @@
 //! - [`medium`]: where a disk's data are.
 //! - [`connection`]: what is set up with a connected frontend.
 //! - [`ring`], [`request`], [`gate`]: the data path.
-//! - [`stats`]: what is counted, and shown in sysfs.
+//! - [`stats`], [`debug`]: what is counted, and what is shown in sysfs and debugfs.
 
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 
 use kernel::prelude::*;
 
 mod connection;
+mod debug;
 mod driver;
 mod gate;
 mod handover;

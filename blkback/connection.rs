@@ -164,6 +164,17 @@ impl Connection {
         self.persistent
     }
 
+    /// What it consists of and is doing now. May sleep.
+    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "protocol: {}, persistent grants: {}",
+            self.abi.name(),
+            if self.persistent { "yes" } else { "no" },
+        )?;
+        self.rings.iter().try_for_each(|ring| ring.write(f))
+    }
+
     /// Memory is short: gives back what is not in use. Does not sleep.
     pub(crate) fn reclaim(&self) {
         for ring in &self.rings {

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use kernel::{
+    debugfs::Dir,
     prelude::*,
     sync::Arc, //
 };
@@ -18,6 +19,7 @@ use xen_bindings::{
 };
 
 use crate::{
+    debug::Files,
     handover::FilesInUse,
     stats::{
         self,
@@ -41,6 +43,8 @@ pub(crate) struct Context {
     /// Files that disks are on.
     #[pin]
     pub(crate) files: FilesInUse,
+    /// Of all disks' files for administrators.
+    debugfs: Dir,
 }
 
 /// The module. Its fields are dropped in this order: unregistering the driver waits for all disks to
@@ -74,6 +78,7 @@ impl kernel::InPlaceModule for Module {
                     rings: OwnedQueue::new(c"xen-blkback-ring")?,
                     blocking: OwnedQueue::new(c"xen-blkback-io")?,
                     files <- FilesInUse::new(),
+                    debugfs: Dir::new(<Driver as xenbus::Driver>::NAME),
                 }),
                 GFP_KERNEL,
             )?;
@@ -96,9 +101,10 @@ impl kernel::InPlaceModule for Module {
 /// The driver of devices of the type `vbd`.
 pub(crate) struct Driver;
 
-/// Data of a device: its disk, and the watch of its directory.
+/// Data of a device: its disk, its files in debugfs, and the watch of its directory.
 pub(crate) struct DeviceData {
     vbd: Arc<Vbd>,
+    _files: Files,
     _watch: xenbus::Watch<Vbd>,
 }
 
@@ -129,8 +135,13 @@ impl xenbus::Driver for Driver {
     fn probe(context: &Arc<Context>, dev: xenbus::Device, otherend: &CStr) -> Result<DeviceData> {
         let vbd = Vbd::new(context.clone(), dev, otherend)?;
         let watch = xenbus::Watch::new(vbd.device().nodename(), vbd.clone())?;
+        let files = Files::new(&context.debugfs, &vbd)?;
         vbd.schedule();
-        Ok(DeviceData { vbd, _watch: watch })
+        Ok(DeviceData {
+            vbd,
+            _files: files,
+            _watch: watch,
+        })
     }
 
     fn otherend_changed(data: &DeviceData, state: xenbus::State) {

@@ -13,6 +13,7 @@ use blkif::{
     Discard, //
 };
 use kernel::{
+    fmt,
     prelude::*,
     str::CString,
     sync::atomic::{
@@ -236,6 +237,46 @@ impl Medium {
                 medium.transfer(io, false);
             }
         })
+    }
+
+    /// What it is, and how its data are accessed.
+    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block(device) => {
+                let (major, minor) = device.numbers();
+                writeln!(f, "medium: block device {major:x}:{minor:x}\nI/O: bios")
+            }
+            Self::File(medium) => {
+                f.write_fmt(fmt!(
+                    "medium: file {} on {}\nI/O: ",
+                    &*medium.path,
+                    medium.file.fs_name()
+                ))?;
+                match medium.direct {
+                    DirectIo::Aligned { memory, offset } => writeln!(
+                        f,
+                        "direct, aligned to {} bytes in memory, {} in the file{}{}",
+                        memory,
+                        offset,
+                        if medium.nowait {
+                            ""
+                        } else {
+                            ", submitted by a workqueue"
+                        },
+                        if medium.noted.load(Relaxed) {
+                            "; buffered where the guest's requests are not"
+                        } else {
+                            ""
+                        },
+                    ),
+                    DirectIo::Unsupported => {
+                        f.write_str("buffered, the file system does no direct I/O on the file\n")
+                    }
+                    DirectIo::InMemory => f.write_str("buffered, the file system is in memory\n"),
+                }
+            }
+            Self::Empty => f.write_str("medium: none\n"),
+        }
     }
 
     /// Path of the file that it is.

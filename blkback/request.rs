@@ -26,7 +26,8 @@ use xen_bindings::{
         Owner,
         Retry, //
     },
-    log, //
+    log,
+    trace, //
 };
 
 use crate::ring::Ring;
@@ -81,11 +82,19 @@ pub(crate) struct Pending {
     pub(crate) way: Way,
     /// A flush that comes before the data is done.
     pub(crate) flushed: bool,
+    /// When it was taken from the ring ([`clock::nanoseconds`]).
+    ///
+    /// [`clock::nanoseconds`]: xen_bindings::clock::nanoseconds
+    pub(crate) taken: u64,
 }
 
 impl Pending {
-    /// A request of `ring`, and its segments.
-    pub(crate) fn new<'a>(ring: Arc<Ring>, parsed: &'a Parsed<'a>) -> (Self, Pieces<'a>) {
+    /// A request of `ring`, `taken` at that time, and its segments.
+    pub(crate) fn new<'a>(
+        ring: Arc<Ring>,
+        parsed: &'a Parsed<'a>,
+        taken: u64,
+    ) -> (Self, Pieces<'a>) {
         let slot = |action, transfer: Option<&'a Transfer<'a>>| match transfer {
             Some(transfer) => (action, transfer.sector(), Pieces::Slot(transfer)),
             None => (action, 0, Pieces::None),
@@ -116,9 +125,32 @@ impl Pending {
                 sector,
                 way: Way::Direct,
                 flushed: false,
+                taken,
             },
             pieces,
         )
+    }
+
+    /// Tells whoever traces that the request, of so many bytes, has been taken.
+    #[inline(always)]
+    pub(crate) fn trace_start(&self, bytes: u32) {
+        let ring = &self.ring;
+        trace::request_start(
+            ring.name(),
+            ring.number(),
+            self.id,
+            self.operation,
+            self.sector,
+            bytes,
+        );
+    }
+
+    /// Tells whoever traces that the request has been answered after so many nanoseconds.
+    #[inline(always)]
+    pub(crate) fn trace_end(&self, result: Result, nanoseconds: u64) {
+        let ring = &self.ring;
+        let error = result.err().map_or(0, Error::to_errno);
+        trace::request_end(ring.name(), ring.number(), self.id, error, nanoseconds);
     }
 
     /// Which way the data of a request go.

@@ -19,7 +19,7 @@ use blkif::{
     RawSlot, //
 };
 use kernel::{
-    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
+    fmt, impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
     prelude::*,
     str::CString,
     sync::{
@@ -40,7 +40,7 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    evtchn,
+    clock, evtchn,
     grant::{
         Copier,
         Grants, //
@@ -271,6 +271,34 @@ impl Ring {
         }
     }
 
+    /// What it is doing now, for an administrator. May sleep.
+    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        writeln!(
+            f,
+            "ring {}: {} slots, {} in flight, {} persistent grants mapped{}{}{}",
+            self.number,
+            state.back.entries(),
+            state.back.outstanding(),
+            state.grants.persistent(),
+            if state.starved.is_some() {
+                ", waits for memory"
+            } else {
+                ""
+            },
+            if state.barrier.is_some() {
+                ", waits for a barrier"
+            } else {
+                ""
+            },
+            if state.broken {
+                ", halted: the frontend has broken it"
+            } else {
+                ""
+            },
+        )
+    }
+
     /// Memory is short: has the ring return what it does not use. Any context.
     pub(crate) fn reclaim(self: &Arc<Self>) {
         self.reclaim.store(true, Relaxed);
@@ -425,10 +453,16 @@ impl Ring {
             return false;
         }
         let mut barrier = false;
+        let now = clock::nanoseconds();
         grants.unmap(&mut done, held, |finished| {
-            let action = finished.data.action;
+            let Pending {
+                action, way, taken, ..
+            } = finished.data;
             barrier |= action == Action::Barrier;
-            counts.request(action, finished.bytes, finished.result.is_err());
+            counts.request(action, way, finished.bytes, finished.result.is_err());
+            let took = now.saturating_sub(taken);
+            self.stats.latency.add(action, took);
+            finished.data.trace_end(finished.result, took);
             back.put_response(memory, finished.data.response(finished.result));
             spares.put(finished.memory);
         });

@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a disk has done, for its files in sysfs.
+//! What a disk has done, for its files in sysfs and debugfs.
 //!
 //! A ring counts what it answers in [`Counts`] of its own, and adds them to the disk's [`Stats`]
-//! once for each batch.
+//! once for each batch; how long a request took goes into a [`Latency`] at once.
 
 #![forbid(unsafe_code)]
 
+use core::array;
+
 use blkif::abi::SECTOR_SIZE;
-use kernel::sync::atomic::{
-    Atomic,
-    Relaxed, //
+use kernel::{
+    fmt,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 use xen_bindings::sysfs::{
     Attribute,
@@ -20,7 +25,10 @@ use xen_bindings::sysfs::{
 
 use crate::{
     driver::DeviceData,
-    request::Action, //
+    request::{
+        Action,
+        Way, //
+    }, //
 };
 
 macro_rules! counters {
@@ -28,6 +36,7 @@ macro_rules! counters {
         /// Numbers of a disk, from its first connection on.
         pub(crate) struct Stats {
             $($(#[$doc])* $name: Atomic<i64>,)*
+            pub(crate) latency: Latency,
         }
 
         /// Numbers of a batch.
@@ -38,7 +47,10 @@ macro_rules! counters {
 
         impl Stats {
             pub(crate) fn new() -> Self {
-                Self { $($name: Atomic::new(0),)* }
+                Self {
+                    $($name: Atomic::new(0),)*
+                    latency: Latency::new(),
+                }
             }
 
             /// Adds what has been counted, and begins anew.
@@ -78,14 +90,67 @@ counters! {
     write_errors: c"wr_err",
     flush_errors: c"f_err",
     discard_errors: c"ds_err",
+    /// Of the requests, those that went through the page cache of a file.
+    buffered: c"buffered_req",
     /// Requests that are not counted above: they are against the protocol, or for something that
     /// was not offered.
     refused: c"refused",
 }
 
+/// Counters of a histogram. Counter n is for times below 2^n microseconds that are not in the one
+/// before; the last one is also for all longer ones, from 8 seconds on.
+const TIMES: usize = 25;
+
+/// Kinds of requests that have a histogram, as in [`Latency::row`].
+const KINDS: usize = 4;
+
+/// How many requests took how long, from being taken from the ring to their answer.
+pub(crate) struct Latency([[Atomic<i64>; TIMES]; KINDS]);
+
+impl Latency {
+    fn new() -> Self {
+        Self(array::from_fn(|_| array::from_fn(|_| Atomic::new(0))))
+    }
+
+    fn row(action: Action) -> usize {
+        match action {
+            Action::Read => 0,
+            Action::Write => 1,
+            Action::Flush | Action::Barrier => 2,
+            Action::Discard(_) => 3,
+        }
+    }
+
+    /// A request has been answered that took so long.
+    pub(crate) fn add(&self, action: Action, nanoseconds: u64) {
+        let bits = u64::BITS.wrapping_sub((nanoseconds >> 10).leading_zeros());
+        let row = self.0.get(Self::row(action));
+        if let Some(counter) = row.and_then(|row| row.get((bits as usize).min(TIMES - 1))) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Writes a table: a line for each time, which is the upper limit in microseconds, with the
+    /// numbers of reads, writes, flushes and discards.
+    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [reads, writes, flushes, discards] = &self.0;
+        f.write_str("us read write flush discard\n")?;
+        let columns = reads.iter().zip(writes).zip(flushes.iter().zip(discards));
+        let mut limit = 1u64;
+        for ((read, write), (flush, discard)) in columns {
+            let [read, write, flush, discard] =
+                [read, write, flush, discard].map(|n| n.load(Relaxed));
+            writeln!(f, "{limit} {read} {write} {flush} {discard}")?;
+            limit = limit.wrapping_mul(2);
+        }
+        Ok(())
+    }
+}
+
 impl Counts {
     /// A request of `bytes` bytes has been answered.
-    pub(crate) fn request(&mut self, action: Action, bytes: u32, failed: bool) {
+    pub(crate) fn request(&mut self, action: Action, way: Way, bytes: u32, failed: bool) {
+        self.buffered = self.buffered.wrapping_add(i64::from(way == Way::Buffered));
         let sectors = i64::from(bytes.wrapping_div(SECTOR_SIZE));
         let (requests, errors) = match action {
             Action::Read => (&mut self.reads, &mut self.read_errors),

@@ -18,7 +18,7 @@ use blkif::{
     Disk,
 };
 use kernel::{
-    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
+    fmt, impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
     prelude::*,
     str::CString,
     sync::{
@@ -191,6 +191,30 @@ impl Vbd {
 
     fn name(&self) -> &CStr {
         self.dev.nodename()
+    }
+
+    /// What there is to know about the disk, a line each. May sleep.
+    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner.lock();
+        match &inner.source {
+            Source::New | Source::File(_) | Source::Script => {
+                f.write_str("medium: waits for the toolstack\n")?;
+            }
+            Source::Failed => f.write_str("medium: refused, see the kernel log\n")?,
+            Source::Removed => f.write_str("medium: given up\n")?,
+            Source::Open(medium) => medium.write(f)?,
+        }
+        writeln!(
+            f,
+            "mode: {}\nstate: {:?}, frontend: {:?}",
+            inner.mode.text().to_str().unwrap_or(""),
+            self.dev.state(),
+            State::from_number(self.frontend_state.load(Relaxed)),
+        )?;
+        match &inner.connection {
+            Some(connection) => connection.write(f),
+            None => Ok(()),
+        }
     }
 
     /// Has the control work item run. Any context.

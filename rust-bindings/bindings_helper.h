@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/llist.h>
 #include <linux/magic.h>
+#include <linux/sched/clock.h>
 #include <linux/stat.h>
 #include <linux/uio.h>
 #include <linux/workqueue.h>
@@ -44,4 +45,5 @@ const u32 RUST_CONST_HELPER_GNTMAP_READONLY = GNTMAP_readonly;
 const u32 RUST_CONST_HELPER_WQ_DISK = WQ_UNBOUND | WQ_MEM_RECLAIM;
 
 #include "params.h"
+#include "tracepoints.h"
 #include "helpers.c"

@@ -20,6 +20,7 @@ use kernel::{
 };
 
 use crate::{
+    clock::jiffies,
     io::{
         Done,
         Finished,
@@ -30,8 +31,7 @@ use crate::{
     log,
     params,
     pool::PagePool,
-    raw,
-    work::jiffies, //
+    raw, //
 };
 
 /// Grants that go into one hypercall at most. A hypercall of 64 operations costs Xen some tens of
@@ -425,6 +425,11 @@ impl Grants {
         kept.last_purge = now;
         kept.overflow = false;
         self.evict(excess.saturating_add(max / PURGE_DIVISOR), now as u64);
+    }
+
+    /// Number of persistent grants that are mapped.
+    pub fn persistent(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.table.len())
     }
 
     /// Is there memory that [`Grants::give_back`] could return, now or later?

@@ -11,7 +11,6 @@ use core::{
 use kernel::{
     prelude::*,
     sync::Arc,
-    time::Jiffies,
     workqueue, //
 };
 
@@ -98,10 +97,4 @@ where
         // It does not run, so the reference is ours.
         drop(unsafe { Arc::from_raw(ptr.cast_const()) });
     }
-}
-
-/// The kernel's clock, in units of `1/CONFIG_HZ` seconds. Any context.
-pub fn jiffies() -> Jiffies {
-    // SAFETY: The counter is written by the timer interrupt only, and is one machine word.
-    unsafe { (&raw const raw::jiffies).read_volatile() }
 }

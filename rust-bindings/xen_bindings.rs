@@ -6,9 +6,9 @@
 //! All unsafe code of the project is in this crate. The layers, bottom up:
 //!
 //! - [`raw`]: generated bindings, private to the crate.
-//! - [`mem`], [`work`], [`log`], [`params`]: allocation scopes, workqueues, rate-limited messages, the
-//!   module's parameters.
-//! - [`sysfs`]: files that show something of a device.
+//! - [`mem`], [`work`], [`clock`], [`log`], [`params`]: allocation scopes, workqueues, clocks,
+//!   rate-limited messages, the module's parameters.
+//! - [`sysfs`], [`trace`]: what can be seen of a device and of requests.
 //! - [`xenbus`], [`xenstore`], [`evtchn`], [`pool`], [`grant`], [`ring`]: Xen.
 //! - [`io`], [`list`]: one request's memory, from the grant references to the finished I/O, the
 //!   states that it goes through, and lists of requests.
@@ -22,6 +22,7 @@
 mod raw;
 
 pub mod bdev;
+pub mod clock;
 pub mod evtchn;
 pub mod file;
 pub mod grant;
@@ -33,6 +34,7 @@ pub mod params;
 mod pool;
 pub mod ring;
 pub mod sysfs;
+pub mod trace;
 pub mod work;
 pub mod xenbus;
 pub mod xenstore;

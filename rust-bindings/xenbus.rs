@@ -133,6 +133,13 @@ impl Device {
         unsafe { raw::c_str((*self.as_ptr()).nodename) }
     }
 
+    /// Name of the device in sysfs, such as `vbd-3-51712`.
+    pub fn name(&self) -> &CStr {
+        // SAFETY: The device is valid, and named since it was registered; a device of the xenbus is
+        // not renamed.
+        unsafe { raw::c_str(raw::dev_name(&raw const (*self.as_ptr()).dev)) }
+    }
+
     /// Domain id of the other end.
     pub fn otherend_id(&self) -> u16 {
         // SAFETY: The device is valid; the field is written before probe and not changed while a

@@ -22,7 +22,7 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    bdev,
+    bdev, clock,
     grant::{
         Copier,
         Grants, //
@@ -97,6 +97,7 @@ impl Ring {
         let mut taken = 0;
         let mut rejected = false;
         let mut count = 0u32;
+        let now = clock::nanoseconds();
         while taken < BATCH {
             let at_last = if let Some(waiting) = starved {
                 *slot = *waiting;
@@ -147,7 +148,7 @@ impl Ring {
             };
             // Besides this one.
             let idle = back.outstanding() <= 1;
-            let response = match self.stage(&parsed, spares, copier, grants) {
+            let response = match self.stage(&parsed, now, spares, copier, grants) {
                 Ok(request) => {
                     staged.push(request);
                     count = count.wrapping_add(1);
@@ -160,8 +161,8 @@ impl Ring {
                     break;
                 }
                 Err(Unstaged::Failed(err)) => {
-                    let action = Pending::new(self.clone(), &parsed).0.action;
-                    counts.request(action, 0, true);
+                    let pending = Pending::new(self.clone(), &parsed, now).0;
+                    counts.request(pending.action, pending.way, 0, true);
                     if log::permitted() {
                         pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
                     }
@@ -182,10 +183,15 @@ impl Ring {
         }
         let mut submit = || {
             grants.map(&mut staged, |request| match request {
-                Ok(mapped) => self
-                    .medium
-                    .submit(mapped, &self.context.blocking, &self.name),
-                Err(done) => self.completed(done),
+                Ok(mapped) => {
+                    mapped.data().trace_start(mapped.bytes());
+                    self.medium
+                        .submit(mapped, &self.context.blocking, &self.name);
+                }
+                Err(done) => {
+                    done.data().trace_start(0);
+                    self.completed(done);
+                }
             })
         };
         match count {
@@ -213,11 +219,12 @@ impl Ring {
     fn stage(
         self: &Arc<Self>,
         parsed: &Parsed<'_>,
+        now: u64,
         spares: &mut Spares<Pending>,
         copier: &mut Option<Copier>,
         grants: &mut Grants,
     ) -> core::result::Result<Staged<Pending>, Unstaged> {
-        let (pending, pieces) = Pending::new(self.clone(), parsed);
+        let (pending, pieces) = Pending::new(self.clone(), parsed, now);
         let memory = spares.take(pieces.count())?;
         let direction = pending.direction();
         Staged::new(memory, pending, direction, grants, |builder| {

@@ -1,28 +1,32 @@
 """What a disk does is counted in the files that xentop and scripts read."""
 
+import os
 import re
 
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
+from lib.guest import Guest, vdev_number
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 30
 NAMES = ("oo_req", "rd_req", "wr_req", "f_req", "ds_req", "rd_sect", "wr_sect")
 ERRORS = ("rd_err", "wr_err", "f_err", "ds_err", "refused")
+OURS = (*ERRORS, "buffered_req")
+DEBUGFS = "/sys/kernel/debug/xen-blkback-rs"
 
 
 def run(env: Env) -> None:
     image = env.file("ext4", "disk", 32 << 20)
     device = env.device(32)
-    guest = env.guest(env.disk(image, "xvda"), env.disk(device, "xvdb", access="r"))
-    disks = {vdev: f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{number}" for vdev, number in (("xvda", 51712), ("xvdb", 51728))}
+    guest = env.guest(env.disk(image, "xvda"), env.disk(device, "xvdb", access="r"), env.disk(env.file("tmpfs", "memory", 4 << 20), "xvdc"))
+    disks = {vdev: f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number(vdev)}" for vdev in ("xvda", "xvdb", "xvdc")}
 
     def numbers(vdev: str) -> dict[str, int]:
-        names = NAMES + (ERRORS if env.backend == "rs" else ())
+        names = NAMES + (OURS if env.backend == "rs" else ())
         return {name: int(sh(f"cat {disks[vdev]}/statistics/{name}")) for name in names}
 
-    equal([sh(f"cat {disks[vdev]}/mode").strip() for vdev in disks], ["w", "r"], "mode")
+    equal([sh(f"cat {disks[vdev]}/mode").strip() for vdev in disks], ["w", "r", "w"], "mode")
     major, minor = sh(f"stat -Lc '%t %T' {device}").split()
     equal(sh(f"cat {disks['xvdb']}/physical_device").strip(), f"{major}:{minor}", "physical_device")
 
@@ -40,14 +44,47 @@ def run(env: Env) -> None:
     row = re.search(rf"^\s*{guest.name}\s.*$", sh("xentop -b -i 1"), re.M)
     check(row, "xentop does not show the guest")
     words = row[0].split()
-    total = {name: numbers("xvda")[name] + numbers("xvdb")[name] for name in NAMES}
+    total = {name: sum(numbers(vdev)[name] for vdev in disks) for name in NAMES}
     log(f"xentop: {row[0].strip()}; files: {total}")
     for name in ("rd_req", "wr_req", "rd_sect", "wr_sect"):
         check(str(total[name]) in words, f"xentop shows no {name} of {total[name]}: {row[0]}")
 
     if env.backend == "rs":
         equal([after[name] for name in ERRORS], [0] * len(ERRORS), "errors")
-        sh(f"truncate -s 16M {image}")  # what is gone cannot be read
-        guest.fails("dd if=/dev/xvda of=/dev/null bs=4k count=4 skip=6000 iflag=direct")
-        check(numbers("xvda")["rd_err"] > 0, f"no read error was counted: {numbers('xvda')}")
+        equal(after["buffered_req"], 0, "buffered requests of a file with direct I/O")
+        in_memory = numbers("xvdc")
+        equal(in_memory["buffered_req"], in_memory["rd_req"] + in_memory["wr_req"], "buffered requests of a file in memory")
+        check(in_memory["rd_req"] > 0, f"{in_memory}")
+        in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51712", [f"file {image} on ext4", "I/O: direct", "in flight", "mode: w\n"], after)
+        in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51728", [f"block device {major}:{minor}", "mode: r\n"], numbers("xvdb"))
+        traced(guest)
     guest.shutdown()
+    if env.backend == "rs":
+        equal(os.listdir(DEBUGFS), [], "what is left in debugfs")
+
+
+def traced(guest: Guest) -> None:
+    """A request leaves a line when it is taken and one when it is answered."""
+    sh("mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing; echo 1 >/sys/kernel/tracing/events/xen_blkback_rs/enable")
+    guest.sh("dd if=/dev/xvda of=/dev/null bs=32k count=8 skip=4 iflag=direct")
+    sh("echo 0 >/sys/kernel/tracing/events/xen_blkback_rs/enable")
+    text = sh("cat /sys/kernel/tracing/trace; echo >/sys/kernel/tracing/trace")
+    disk = f"backend/vbd/{guest.domid}/51712 ring=0"
+    starts = re.findall(rf"xen_blkback_rs_start: {disk} id=(\d+) operation=0 sector=(\d+) bytes=32768", text)
+    equal([int(sector) for _, sector in starts], [(4 + n) * 64 for n in range(8)], f"sectors of traced requests in {text}")
+    ends = re.findall(rf"xen_blkback_rs_end: {disk} id=(\d+) error=0 nanoseconds=(\d+)", text)
+    equal([id for id, _ in ends], [id for id, _ in starts], "ids of traced requests")
+    check(all(0 < int(nanoseconds) < 10 ** 10 for _, nanoseconds in ends), f"times of traced requests: {ends}")
+
+
+def in_debugfs(directory: str, words: list[str], counted: dict[str, int]) -> None:
+    state = sh(f"cat {directory}/state")
+    log(state)
+    for word in words:
+        check(word in state, f"{directory}/state does not say {word!r}: {state}")
+    head, *rows = (line.split() for line in sh(f"cat {directory}/latency").splitlines())
+    equal(head, ["us", "read", "write", "flush", "discard"], "columns of latency")
+    log(" ".join(":".join(row) for row in rows if any(word != "0" for word in row[1:])))
+    equal([int(row[0]) for row in rows], [1 << n for n in range(len(rows))], "limits in latency")
+    equal([sum(int(row[column]) for row in rows) for column in (1, 2, 3, 4)],
+          [counted[name] for name in ("rd_req", "wr_req", "f_req", "ds_req")], "requests in latency")

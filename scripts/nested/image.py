@@ -35,7 +35,7 @@ GUEST = TOP / "tests/nested/guest"
 
 XEN = "4.20"
 PACKAGES = (f"xen-utils-{XEN} xen-hypervisor-{XEN}-amd64 xenstore-utils qemu-system-xen kmod udev python3 fio e2fsprogs"
-            " xfsprogs btrfs-progs util-linux mount procps busybox-static dmsetup strace zstd less").split()
+            " xfsprogs btrfs-progs util-linux mount procps busybox-static dmsetup strace zstd less seabios").split()
 
 # What dom0 may load, by name; what these depend on comes along. Kept short: depmod runs at boot, under emulation.
 DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay
@@ -145,6 +145,7 @@ def _make(kver: str, base: Path, vmlinuz: Path, modules: Path, directory: Path) 
         target = root.path / "opt/guest"
         target.mkdir(parents=True)
         # The guests' kernel is the stock one without its wrapper: unpacking it at every `xl create` costs seconds.
+        shutil.copy(vmlinuz, target / "vmlinuz")  # for qemu, which boots HVM guests and wants a header
         with (target / "vmlinux").open("wb") as out:
             buildroot.run(["zstd", "-q", "-d", "-c", str(payload)], stdout=out)
         shutil.copy(vmlinuz, target / "vmlinuz")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .env import Env
 
 KERNEL = "/opt/guest/vmlinux"
+HVM_KERNEL = "/opt/guest/vmlinuz"
 RAMDISK = "/opt/guest/guest.cpio"
 # The kernel unpacks one archive after the other.
 FRONTEND = "/opt/guest/frontend.cpio"
@@ -65,9 +66,12 @@ class Guest:
     ids = itertools.count(1)
 
     def __init__(self, env: Env, disks: list[str], *, name: str | None = None, kind: str = "pv", memory: int = 192,
-                 vcpus: int = 1, extra: str = "", kernel: str = KERNEL, more: str = "", frontend: bool = False) -> None:
-        """With frontend=True the guest's kernel leaves the disks alone, and the program blkif-frontend is there."""
+                 vcpus: int = 1, extra: str = "", more: str = "", frontend: bool = False, drives: tuple[str, ...] = (),
+                 bootloader: str = "") -> None:
+        """With frontend=True the guest's kernel leaves the disks alone, and the program blkif-frontend is there. DRIVES are
+        disks that the guest's own driver does not see."""
         self.env = env
+        self.kind = kind
         self.name = name or f"g{next(self.ids)}"
         self.domid = 0
         self.console = -1
@@ -81,10 +85,15 @@ class Guest:
             ramdisk = str(with_frontend())
         self.frontend = frontend
         command_line = f"{EXTRA} {extra}".strip()
+        boot = [f'kernel = "{HVM_KERNEL if kind == "hvm" else KERNEL}"', f'ramdisk = "{ramdisk}"']
+        if bootloader:
+            boot = [f'bootloader = "{bootloader}"']
         lines = [f'name = "{self.name}"', f'type = "{kind}"', f"memory = {memory}", f"maxmem = {memory}", f"vcpus = {vcpus}",
-                 f'kernel = "{kernel}"', f'ramdisk = "{ramdisk}"', f'extra = "{command_line}"',
+                 *boot, f'extra = "{command_line}"',
                  'tsc_mode = "native"', 'on_crash = "destroy"', 'on_reboot = "destroy"',
-                 "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in disks) + " ]"]
+                 "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in (*disks, *drives)) + " ]"]
+        if kind == "hvm":
+            lines += ['vga = "none"', 'serial = "pty"']
         self.config.write_text("\n".join(lines) + "\n" + more)
         self.disks = disks
 
@@ -104,13 +113,45 @@ class Guest:
 
     def attached_after_create(self, timeout: float = 120) -> None:
         self.domid = int(run("xl", "domid", self.name).stdout)
-        path = wait_for(lambda: self.env.store.read(f"/local/domain/{self.domid}/console/tty"), 20, "the guest's console")
-        self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-        tty.setraw(self.console, termios.TCSANOW)
+        self._open_console()
         self._until(re.compile(rb"@READY\r?\n"), timeout, "the guest to take commands")
         log(f"{self.name} takes commands")
         self.wait_disks(*(vdev_of(disk) for disk in self.disks))
         self.env.look_around()
+
+    def _open_console(self) -> None:
+        path = wait_for(lambda: self.env.store.read(f"/local/domain/{self.domid}/console/tty"), 20, "the guest's console")
+        self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        tty.setraw(self.console, termios.TCSANOW)
+
+    def save(self, path: Path) -> None:
+        """xl save, which ends the domain here."""
+        self._toolstack("save", self.name, str(path))
+        self._gone()
+
+    def restore(self, path: Path) -> None:
+        self._toolstack("restore", str(path))
+        self.attached_again()
+
+    def migrate(self) -> None:
+        """To this very machine: for a moment there are two domains with the same disks."""
+        before = self.domid
+        self._toolstack("migrate", "-s", "", self.name, "xl migrate-receive")
+        wait_for(lambda: before not in self.env.domains(), 30, f"{self.name}'s former domain {before} gone")
+        self.attached_again()
+
+    def attached_again(self) -> None:
+        """The guest goes on in a new domain, with a new console."""
+        self.close()
+        self.domid = int(run("xl", "domid", self.name).stdout)
+        self._open_console()
+        self.sh("true")
+
+    def _toolstack(self, *words: str, timeout: float = 120) -> None:
+        done = run("xl", *words, timeout=timeout)
+        if done.returncode:
+            log(run("xl", "dmesg").stdout[-3000:])
+        equal(done.returncode, 0, f"xl {' '.join(words)} ({(done.stdout + done.stderr).strip()[-2000:]})")
 
     def exists(self) -> bool:
         """Whether the domain is there, be it only dying."""

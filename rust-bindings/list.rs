@@ -85,12 +85,21 @@ impl<S: State> Default for List<S> {
     }
 }
 
+impl<S: State> List<S> {
+    /// What a drop does when it should not be necessary.
+    #[cold]
+    fn drop_all(&mut self) {
+        pr_err!("requests dropped without an answer\n");
+        while self.pop().is_some() {}
+    }
+}
+
 impl<S: State> Drop for List<S> {
+    #[inline]
     fn drop(&mut self) {
         if !self.is_empty() {
-            pr_err!("requests dropped without an answer\n");
+            self.drop_all();
         }
-        while self.pop().is_some() {}
     }
 }
 

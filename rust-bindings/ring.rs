@@ -142,6 +142,23 @@ impl SharedRing for RingMemory {
         let Some(mut slot) = self.slot(byte_offset, words.len()) else {
             return;
         };
+        if words.len() % 2 == 0 && slot.cast::<u64>().is_aligned() {
+            // The slots of a 64-bit layout: half as many loads.
+            for pair in words.chunks_exact_mut(2) {
+                if let [low, high] = pair {
+                    // SAFETY: `slot()` has checked that all words are in the mapping; here two of
+                    // them are aligned as one.
+                    let both = unsafe {
+                        let both = slot.cast::<u64>().read_volatile();
+                        slot = slot.add(2);
+                        both
+                    };
+                    *low = both as u32;
+                    *high = (both >> 32) as u32;
+                }
+            }
+            return;
+        }
         for word in words {
             // SAFETY: `slot()` has checked that all words are in the mapping, and aligned.
             unsafe {

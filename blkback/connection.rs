@@ -14,7 +14,6 @@ use blkif::{
     Disk, //
 };
 use kernel::{
-    alloc::AllocError,
     fmt,
     prelude::*,
     str::CString,
@@ -95,50 +94,24 @@ impl Connection {
             persistent,
         };
         for queue in 0..count {
-            let own;
-            let directory = if count == 1 {
-                frontend
-            } else {
-                own = CString::try_from_fmt(fmt!("{}/queue-{}", frontend, queue))
-                    .map_err(|_| no_memory(AllocError))?;
-                &own
-            };
-            let memory = map_ring(dev, directory, ring_order)?;
-            let port = number(directory, c"event-channel")?;
-            let back = BackRing::attach(&memory, abi, memory.bytes()).map_err(|err| {
-                refusal(
-                    EIO,
-                    fmt!("ring in {}: {}", directory, format_args!("{err}")),
-                )
-            })?;
-            let ring = CString::try_from(dev.nodename())
-                .map_err(Error::from)
-                .and_then(|name| {
-                    Ring::new(
-                        context.clone(),
-                        medium.clone(),
-                        name,
-                        queue as usize,
-                        connection.gate.clone(),
-                        stats.clone(),
-                        disk,
-                        dev.otherend_id(),
-                        persistent,
-                        memory,
-                        back,
-                    )
-                })
-                .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
-            let bound = EventChannel::bind(dev, port, ring.clone())
-                .map_err(|err| refusal(err, fmt!("binding {}/event-channel {}", directory, port)));
-            // There is room for both.
-            let _ = connection.rings.push_within_capacity(ring);
-            let _ = connection.channels.push_within_capacity(bound?);
+            let (ring, bound) = new_ring(
+                context,
+                medium,
+                disk,
+                stats,
+                dev,
+                frontend,
+                &connection,
+                (count > 1).then_some(queue),
+                ring_order,
+            )?;
+            add(&mut connection.rings, ring);
+            add(&mut connection.channels, bound?);
         }
         let mut rings =
             KVec::with_capacity(connection.rings.len(), GFP_KERNEL).map_err(no_memory)?;
         for ring in &connection.rings {
-            let _ = rings.push_within_capacity(ring.clone());
+            add(&mut rings, ring.clone());
         }
         connection.gate.connect(rings);
         Ok(connection)
@@ -206,11 +179,89 @@ impl Drop for Connection {
     }
 }
 
+/// Adds an element, for which there is room. A function of its own: in it the compiler sees that the
+/// length does not wrap around, and leaves out the panic for that.
+#[inline(never)]
+fn add<T>(to: &mut KVec<T>, element: T) {
+    let _ = to.push_within_capacity(element);
+}
+
+/// A ring, and its event channel if it could be bound.
+type NewRing = (Arc<Ring>, core::result::Result<EventChannel<Ring>, Refusal>);
+
 fn refusal(error: Error, what: fmt::Arguments<'_>) -> Refusal {
     match CString::try_from_fmt(what) {
         Ok(what) => Refusal { error, what },
         Err(_) => refusal(error, fmt!("")),
     }
+}
+
+/// Sets up a ring: one of several, whose nodes are in a directory of its own, or the only one. The
+/// ring has to be stopped, also if its event channel could not be bound.
+#[expect(clippy::too_many_arguments)]
+fn new_ring(
+    context: &Arc<Context>,
+    medium: &Arc<Medium>,
+    disk: Disk,
+    stats: &Arc<Stats>,
+    dev: &Device,
+    frontend: &CStr,
+    connection: &Connection,
+    queue: Option<u32>,
+    ring_order: Option<u32>,
+) -> core::result::Result<NewRing, Refusal> {
+    let own;
+    let directory = match queue {
+        None => frontend,
+        Some(queue) => {
+            own = CString::try_from_fmt(fmt!("{}/queue-{}", frontend, queue))
+                .map_err(|err| refusal(err, fmt!("naming a queue")))?;
+            &own
+        }
+    };
+    let memory = map_ring(dev, directory, ring_order)?;
+    let port = number(directory, c"event-channel")?;
+    let back = BackRing::attach(&memory, connection.abi, memory.bytes()).map_err(|err| {
+        refusal(
+            EIO,
+            fmt!("ring in {}: {}", directory, format_args!("{err}")),
+        )
+    })?;
+    let ring = CString::try_from(dev.nodename())
+        .map_err(Error::from)
+        .and_then(|name| {
+            Ring::new(
+                context.clone(),
+                medium.clone(),
+                name,
+                queue.unwrap_or(0) as usize,
+                connection.gate.clone(),
+                stats.clone(),
+                disk,
+                dev.otherend_id(),
+                connection.persistent,
+                memory,
+                back,
+            )
+        })
+        .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
+    prepare(dev, &ring)?;
+    let bound = EventChannel::bind(dev, port, ring.clone())
+        .map_err(|err| refusal(err, fmt!("binding {}/event-channel {}", directory, port)));
+    Ok((ring, bound))
+}
+
+/// Makes the ring's thread, whose name in ps(1) says whose it is: `3-51712.0`.
+fn prepare(dev: &Device, ring: &Arc<Ring>) -> core::result::Result<(), Refusal> {
+    let device = dev.name().to_bytes_with_nul();
+    let device = device.strip_prefix(b"vbd-").unwrap_or(device);
+    CString::try_from_fmt(fmt!(
+        "{}.{}",
+        CStr::from_bytes_with_nul(device).unwrap_or(c"vbd"),
+        ring.number()
+    ))
+    .and_then(|name| ring.prepare(&name))
+    .map_err(|err| refusal(err, fmt!("starting a thread")))
 }
 
 /// The layout that the frontend says its requests have.

@@ -36,8 +36,6 @@ const IN_TREE: &CStr = c"vbd";
 pub(crate) struct Context {
     /// The life of disks: opening, connecting, closing. May wait for storage.
     pub(crate) control: OwnedQueue,
-    /// The rings' workers. Never waits for storage to do what it was told to.
-    pub(crate) rings: OwnedQueue,
     /// Requests that have to wait: flushes, buffered I/O, allocation of blocks.
     pub(crate) blocking: OwnedQueue,
     /// Files that disks are on.
@@ -65,7 +63,6 @@ impl Drop for FlushedContext {
         // In the order in which items queue other items.
         self.0.control.flush();
         self.0.blocking.flush();
-        self.0.rings.flush();
     }
 }
 
@@ -75,7 +72,6 @@ impl kernel::InPlaceModule for Module {
             let context = Arc::pin_init(
                 try_pin_init!(Context {
                     control: OwnedQueue::new(c"xen-blkback")?,
-                    rings: OwnedQueue::new(c"xen-blkback-ring")?,
                     blocking: OwnedQueue::new(c"xen-blkback-io")?,
                     files <- FilesInUse::new(),
                     debugfs: Dir::new(<Driver as xenbus::Driver>::NAME),

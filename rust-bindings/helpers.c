@@ -15,6 +15,7 @@
 #include <linux/mm.h>
 #include <linux/namei.h>
 #include <linux/ratelimit.h>
+#include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/workqueue.h>
 #include <xen/grant_table.h>
@@ -54,6 +55,17 @@ __rust_helper unsigned int rust_helper_memalloc_noio_save(void)
 __rust_helper void rust_helper_memalloc_noio_restore(unsigned int flags)
 {
 	memalloc_noio_restore(flags);
+}
+
+/* Not named as in C, where the state is an argument of a macro. */
+__rust_helper void rust_helper_set_current_state_idle(void)
+{
+	set_current_state(TASK_IDLE);
+}
+
+__rust_helper void rust_helper_set_current_state_running(void)
+{
+	__set_current_state(TASK_RUNNING);
 }
 
 __rust_helper void rust_helper_cond_resched(void)

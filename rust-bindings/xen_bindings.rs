@@ -6,8 +6,8 @@
 //! All unsafe code of the project is in this crate. The layers, bottom up:
 //!
 //! - [`raw`]: generated bindings, private to the crate.
-//! - [`mem`], [`work`], [`clock`], [`log`], [`params`]: allocation scopes, workqueues, clocks,
-//!   rate-limited messages, the module's parameters.
+//! - [`mem`], [`thread`], [`work`], [`clock`], [`log`], [`params`]: allocation scopes, threads,
+//!   workqueues, clocks, rate-limited messages, the module's parameters.
 //! - [`sysfs`], [`trace`]: what can be seen of a device and of requests.
 //! - [`xenbus`], [`xenstore`], [`evtchn`], [`pool`], [`grant`], [`ring`]: Xen.
 //! - [`io`], [`list`]: one request's memory, from the grant references to the finished I/O, the
@@ -34,6 +34,7 @@ pub mod params;
 mod pool;
 pub mod ring;
 pub mod sysfs;
+pub mod thread;
 pub mod trace;
 pub mod work;
 pub mod xenbus;

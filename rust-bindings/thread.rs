@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Kernel threads that sleep until there is something to do.
+//!
+//! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
+
+use core::{
+    ffi::c_void,
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    error::from_err_ptr,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Full, //
+        },
+        Arc, //
+    },
+    types::ForeignOwnable, //
+};
+
+use crate::{
+    mem,
+    raw, //
+};
+
+/// Something that a thread does whenever it is woken.
+pub trait Worker: Send + Sync + 'static {
+    /// The flag by which the thread is woken.
+    fn wanted(&self) -> &Wanted;
+
+    /// Does what there is to do. Runs in the thread, with every allocation `GFP_NOIO`; may sleep.
+    fn work(this: &Arc<Self>);
+}
+
+/// Whether a thread's work is wanted.
+pub struct Wanted(Atomic<bool>);
+
+impl Default for Wanted {
+    /// It is not.
+    fn default() -> Self {
+        Self(Atomic::new(false))
+    }
+}
+
+impl Wanted {
+    /// Says that it is. Whether nobody had said so before. Orders what the caller did before, as seen
+    /// by the thread when it finds the flag set.
+    fn set(&self) -> bool {
+        !self.0.xchg(true, Full)
+    }
+
+    /// Says that it is not any more. Whether it was.
+    fn take(&self) -> bool {
+        self.0.xchg(false, Full)
+    }
+}
+
+/// A thread, of an object that it holds a reference to.
+///
+/// # Invariants
+///
+/// The pointer is a thread made by [`Thread::new`] for a `T`, to which we hold a reference.
+pub struct Thread<T: Worker>(NonNull<raw::task_struct>, PhantomData<Arc<T>>);
+
+// SAFETY: A `task_struct` is reference counted; waking and stopping it is possible from any task.
+unsafe impl<T: Worker> Send for Thread<T> {}
+// SAFETY: As above.
+unsafe impl<T: Worker> Sync for Thread<T> {}
+
+impl<T: Worker> Thread<T> {
+    /// Makes a thread for `worker`, which runs for the first time when it is woken. Its name is cut
+    /// off after 15 bytes. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EINTR` if the calling process is being killed.
+    pub fn new(worker: Arc<T>, name: &CStr) -> Result<Self> {
+        let worker = worker.into_foreign();
+        // SAFETY: The function takes a `T` as it is given here; the format takes exactly one string.
+        let task = from_err_ptr(unsafe {
+            raw::kthread_create_on_node(
+                Some(Self::run),
+                worker.cast(),
+                raw::NUMA_NO_NODE,
+                c"%s".as_char_ptr(),
+                name.as_char_ptr(),
+            )
+        });
+        match task {
+            Ok(task) => {
+                // SAFETY: The thread is valid, as it has not been stopped.
+                unsafe { raw::get_task_struct(task) };
+                // INVARIANT: A new thread; the reference was taken just now.
+                Ok(Self(NonNull::new(task).ok_or(ENOMEM)?, PhantomData))
+            }
+            Err(err) => {
+                // SAFETY: No thread has got the reference.
+                drop(unsafe { Arc::<T>::from_foreign(worker) });
+                Err(err)
+            }
+        }
+    }
+
+    /// Has the thread do the work of `worker`, its own, once more. Any context.
+    #[inline]
+    pub fn wake(&self, worker: &T) {
+        if worker.wanted().set() {
+            // SAFETY: The thread is valid by the type invariant. One that has ended stays as it is.
+            unsafe { raw::wake_up_process(self.0.as_ptr()) };
+        }
+    }
+
+    /// Ends the thread, and waits until it has ended. To be called once, and not by the thread
+    /// itself. May sleep.
+    pub fn stop(&self, worker: &Arc<T>) {
+        // SAFETY: The thread is valid, and ends only when it is told to.
+        let ret = unsafe { raw::kthread_stop(self.0.as_ptr()) };
+        if ret != 0 {
+            // It has never run, and never will.
+            // SAFETY: The reference that it would have taken over is left.
+            drop(unsafe { Arc::from_raw(Arc::as_ptr(worker)) });
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the thread only, with what [`Arc::into_foreign`] gave.
+    unsafe extern "C" fn run(worker: *mut c_void) -> kernel::ffi::c_int {
+        // SAFETY: `Self::new` left the reference to us.
+        let worker = unsafe { Arc::<T>::from_foreign(worker.cast()) };
+        mem::with_noio(|| {
+            while Self::wait(worker.wanted()) {
+                T::work(&worker);
+            }
+        });
+        0
+    }
+
+    /// Sleeps until there is something to do. Whether there is; if not, the thread is to end.
+    fn wait(wanted: &Wanted) -> bool {
+        loop {
+            // SAFETY: The thread is in no list of waiters; whoever wakes it sets the flag before.
+            unsafe { raw::set_current_state_idle() };
+            let work = wanted.take();
+            // SAFETY: We are in a thread made by kthread_create_on_node().
+            if work || unsafe { raw::kthread_should_stop() } {
+                // SAFETY: As above.
+                unsafe { raw::set_current_state_running() };
+                return work;
+            }
+            // SAFETY: The thread holds no lock, and may sleep.
+            unsafe { raw::schedule() };
+        }
+    }
+}
+
+impl<T: Worker> Drop for Thread<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { raw::put_task_struct(self.0.as_ptr()) }
+    }
+}

@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
                          help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}")
     add("fmt", "format the Rust sources by the kernel's configuration")
     add("check-second", "build against the newest kernel of another series too")
+    add("check-long", "run the long forms of the nested tests that have one")
     add("demo", "build, boot Xen and show guests on the module's disks")
     command = add("bench", "build, boot Xen and measure the module beside its peers; options after -- go to scripts/nested/bench.py")
     command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- OPTION")
@@ -80,6 +81,10 @@ def main() -> int:
         case "check-second":
             to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
             module.build(to)
+        case "check-long":
+            to = module.target(options.kver, options.kdir)
+            module.build(to)
+            return nested("run.py", to.release, "--long")
         case "demo":
             to = module.target(options.kver, options.kdir)
             module.build(to)

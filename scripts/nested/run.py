@@ -42,6 +42,7 @@ class Test:
     backends: tuple[str, ...]
     timeout: float
     estimate: float
+    long: float | None  # how many times its loops, when there is time
 
 
 @dataclass
@@ -61,9 +62,9 @@ def find_tests() -> dict[str, Test]:
         tree = ast.parse(path.read_text())
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body
                   if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE")}
+                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE", "LONG")}
         found[path.stem] = Test(path.stem, (ast.get_docstring(tree) or "").strip(), values["BACKENDS"], values["TIMEOUT"],
-                                values.get("ESTIMATE", 20))
+                                values.get("ESTIMATE", 20), values.get("LONG"))
     return found
 
 
@@ -71,9 +72,9 @@ class Runner:
     """Shares the tests out among machines, prints each result as it comes."""
 
     def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int,
-                 loops: float) -> None:
+                 loops: float, long: bool) -> None:
         self.image = image.ensure(kver)
-        self.kver, self.backend, self.verbose, self.cpus, self.loops = kver, backend, verbose, cpus, loops
+        self.kver, self.backend, self.verbose, self.cpus, self.loops, self.long = kver, backend, verbose, cpus, loops, long
         self.files = [*module_files(kver, backend), *frontend_files()]
         times = read_json(TIMES).get(backend, {})
         self.queue = sorted(tests, key=lambda test: -times.get(test.name, test.estimate))
@@ -145,10 +146,11 @@ class Runner:
 
     def _one(self, machine: Machine, test: Test, outcome: Outcome) -> None:
         state: dict[str, Any] | None = None
-        timeout = test.timeout * max(1.0, self.loops)
+        loops = self.loops * (test.long if self.long and test.long else 1)
+        timeout = test.timeout * max(1.0, loops)
         while True:
             machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state,
-                         loops=self.loops)
+                         loops=loops)
             for message in machine.messages(timeout + GRACE):
                 if "log" in message:
                     outcome.log.append(message["log"])
@@ -221,6 +223,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
     parser.add_argument("--repeat", type=int, default=1, help="run each test so often")
     parser.add_argument("--loops", type=float, default=1, metavar="FACTOR", help="longer or shorter loops in the tests that have any")
+    parser.add_argument("--long", action="store_true", help="only the tests that have a long form, in that form")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the tests' logs as they run")
     parser.add_argument("--shell", action="store_true")
     parser.add_argument("--exec", metavar="COMMAND")
@@ -241,13 +244,13 @@ def main() -> int:
         return execute(kver, options.backend, options.exec)
 
     chosen = [tests[name] for name in options.tests] if options.tests else list(tests.values())
-    chosen = [test for test in chosen if options.backend in test.backends]
+    chosen = [test for test in chosen if options.backend in test.backends and (test.long or not options.long)]
     if not chosen:
         raise Fail(f"none of these tests applies to {options.backend}")
     start = time.monotonic()
     with lock("nested tests"):  # two runs at a time would only run into each other's time limits
         outcomes = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
-                          options.loops).run()
+                          options.loops, options.long).run()
     if options.json:
         write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})
     count = {word: sum(o.result == word for o in outcomes) for word in ("ok", "skip", "fail")}

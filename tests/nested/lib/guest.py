@@ -165,8 +165,12 @@ class Guest:
 
     def shutdown(self) -> None:
         """The guest powers itself off, and everything of it goes away."""
-        self._send("X 0 " + base64.b64encode(b"sync; umount -a -r 2>/dev/null; poweroff -f").decode())
+        self.tell("sync; umount -a -r 2>/dev/null; poweroff -f")
         self._gone(60)
+
+    def tell(self, script: str) -> None:
+        """Has a script run that ends the guest, so that there will be no answer."""
+        self._send("X 0 " + base64.b64encode(script.encode()).decode())
 
     def _gone(self, timeout: float = 30) -> None:
         """Waits until the domain is gone wholly: one whose pages a backend still maps stays as a zombie."""

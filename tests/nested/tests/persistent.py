@@ -4,6 +4,7 @@ import re
 
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
+from lib.leaks import mapped
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
@@ -53,12 +54,3 @@ def run(env: Env) -> None:
     guest.sh(LOAD, timeout=90)
     check(mapped(guest.domid) <= FEW, "grants are kept though persistent ones are turned off")
     guest.shutdown()
-
-
-def mapped(domid: int) -> int:
-    """How many grants of a domain are mapped, by Xen's own list (debug key g)."""
-    text = sh("xl dmesg -c >/dev/null; xl debug-keys g; xl dmesg -c")
-    found = re.search(rf"grant-table for remote d{domid} .*?(?=grant-table for remote|no active grant table entries|\Z)", text, re.S)
-    if not found:
-        return 0
-    return len(re.findall(r"^\(XEN\) \[0x[0-9a-f]+\]", found[0], re.M))

@@ -1,0 +1,39 @@
+"""A frontend connects and disconnects again and again, as guests do that reboot; dom0 has afterwards what it had before."""
+
+from lib.basics import check, log, sh
+from lib.env import Env
+from lib.leaks import handles, mapped, used
+
+BACKENDS = ("rs", "loop")
+TIMEOUT = 400
+ESTIMATE = 50
+LONG = 20  # a thousand connections
+WARM_UP, CYCLES = 10, 50
+MARGIN_KIB, SLAB_MARGIN_KIB = 768, 160  # as in the test memory
+LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --queues 2 --persistent", "--abi native --ring-order 4 --indirect 32")
+
+
+def run(env: Env) -> None:
+    sh(f"modprobe {env.driver} && echo 2 >/sys/module/{env.driver}/parameters/max_queues")
+    guest = env.guest(env.disk(env.file("ext4", "disk", 8 << 20), "xvda"), env.disk(env.device(8), "xvdb"), frontend=True)
+
+    def cycles(count: int) -> None:
+        """Both disks in all layouts, one after the other, COUNT connections in all."""
+        done = 0
+        while done < count:
+            for layout in LAYOUTS:
+                for vdev in ("xvda", "xvdb"):
+                    guest.sh(f"for n in 1 2; do blkif-frontend verify --vdev {vdev} --requests 5 --area 1 {layout} >/tmp/out 2>&1 || {{ cat /tmp/out; exit 1; }}; done")
+                    done += 2
+
+    cycles(WARM_UP)
+    (memory, slab), before = used(), handles() | {"mapped grants": mapped(guest.domid)}
+    count = env.count(CYCLES)
+    cycles(count)
+    (memory_after, slab_after), after = used(), handles() | {"mapped grants": mapped(guest.domid)}
+    log(f"{before} before, {after} after {count} connections")
+    for name in before:
+        check(after[name] <= before[name] + (8 if name == "open files" else 0), f"{name}: {before[name]} before, {after[name]} after {count} connections")
+    check(memory_after - memory < MARGIN_KIB, f"dom0 uses {memory_after - memory} KiB more after {count} connections")
+    check(slab_after - slab < SLAB_MARGIN_KIB, f"dom0's kernel has {slab_after - slab} KiB more in small objects after {count} connections")
+    guest.shutdown()

@@ -1,0 +1,77 @@
+"""Frontends that never connect, go through the states in any order, are detached by force or crash in the middle of I/O."""
+
+from lib.basics import check, equal, log, run as command, wait_for
+from lib.env import Env, md5
+from lib.guest import Guest, vdev_number
+
+BACKENDS = ("rs",)
+TIMEOUT = 300
+ESTIMATE = 60
+# States that a guest may write, in any order: unexpected, unknown, no number, and the final ones.
+WALKS = ("4", "3 4 3 4", "1 3 1 4 5", "5 1 3", "2 4 2", "7 8", "9 77", "6 1 6 1 3", "5 4 3 2 1", "6")
+# What it may write beside them, one of each in turn; None leaves the node out.
+NODES = {"ring-ref": (None, "0", "8", "99999999", "-1", "x", ""), "event-channel": (None, "0", "7", "1000000", "x"),
+         "ring-page-order": (None, "0", "4", "77"), "multi-queue-num-queues": (None, "1", "0", "64"), "protocol": (None, "x86_32-abi", "vax-abi", "")}
+BUSY = "(while dd if=/dev/{vdev} of=/dev/{vdev} bs=64k conv=notrunc oflag=direct iflag=direct; do :; done) >/dev/null 2>&1 & dd if=/dev/{vdev} of=/dev/null bs=64k count=4 iflag=direct"
+
+
+def run(env: Env) -> None:
+    image = env.file("ext4", "disk", 8 << 20)
+    odd = env.guest(env.disk(image, "xvda"), env.disk(env.device(8), "xvdb"), frontend=True)
+    healthy = env.guest(env.disk(env.file("ext4", "healthy", 8 << 20), "xvda"))
+    healthy.sh("(while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do usleep 50000; done; touch /tmp/bad) >/dev/null 2>&1 &")
+
+    for vdev in ("xvda", "xvdb"):
+        front = env.store.read(f"{odd.backend(vdev)}/frontend")
+        for number, states in enumerate(WALKS):
+            for node, values in NODES.items():
+                value = values[number % len(values)]
+                env.store.remove(f"{front}/{node}") if value is None else env.store.write(f"{front}/{node}", value)
+            for state in states.split():
+                env.store.write(f"{front}/state", state)
+                # One that is Closed gets an answer, whatever has been before.
+                if state == "6":
+                    wait_for(lambda vdev=vdev: env.store.read(f"{odd.backend(vdev)}/state") == "6", 20, f"{vdev} closed after {states}")
+            log(f"{vdev}: {states}: backend in {env.store.read(f'{odd.backend(vdev)}/state')}")
+        for node in NODES:
+            env.store.remove(f"{front}/{node}")
+        odd.sh(f"blkif-frontend verify --vdev {vdev} --requests 50 --area 1 2>&1", timeout=90)
+
+    # One that says it is gone, or nothing that makes sense, loses its disk, as with the in-tree driver.
+    for vdev, state in (("xvda", "0"), ("xvdb", "x")):
+        env.store.write(f"{env.store.read(f'{odd.backend(vdev)}/frontend')}/state", state)
+        wait_for(lambda vdev=vdev: odd.served_by(vdev) == "nobody", 20, f"{vdev} given up after state {state}")
+
+    # Never connected: a guest without a driver is asked in vain to let go, until it is no longer asked.
+    third = env.file("ext4", "third", 8 << 20)
+    done = odd.try_attach(env.disk(third, "xvdc"))
+    equal(done.returncode, 0, f"attach ({done.stderr})")
+    force(env, odd, "xvdc")
+    # By force in the middle of I/O.
+    healthy.attach(env.disk(third, "xvdb"))
+    healthy.sh(BUSY.format(vdev="xvdb"))
+    force(env, healthy, "xvdb")
+    odd.destroy()
+
+    # A kernel that dies with requests in flight.
+    dying = env.guest(env.disk(image, "xvda"), env.disk(third, "xvdb"), vcpus=2)
+    for vdev in ("xvda", "xvdb"):
+        dying.sh(BUSY.format(vdev=vdev))
+    number = dying.domid
+    dying.tell("echo c >/proc/sysrq-trigger")
+    wait_for(lambda: number not in env.domains(), 60, "the crashed guest gone")
+    dying.close()
+    wait_for(lambda: not any(f"/{number}/" in path for path in env.backends()), 20, "its disks gone")
+    md5(image)  # nobody holds it
+    again = env.guest(env.disk(image, "xvda"), env.disk(third, "xvdb"))
+    again.shutdown()
+    check(healthy.run("[ -e /tmp/bad ]").code != 0, "another disk had errors")
+    healthy.destroy()
+
+
+def force(env: Env, guest: Guest, vdev: str) -> None:
+    backend = guest.backend(vdev)
+    done = command("xl", "block-detach", "--force", guest.name, str(vdev_number(vdev)))
+    equal(done.returncode, 0, f"xl block-detach --force ({done.stderr.strip()})")
+    wait_for(lambda: not env.store.list(backend), 20, f"{vdev} gone")
+    equal(guest.served_by(vdev), "nobody", f"{vdev} after block-detach --force")

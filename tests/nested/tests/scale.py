@@ -1,0 +1,122 @@
+"""Many disks: attached to several guests at once, idle in one guest, and the first one of a new guest; beside the peers."""
+
+import subprocess
+import time
+from collections.abc import Callable
+
+from lib.basics import check, equal, log, sh, wait_for
+from lib.env import DRIVER, Env
+from lib.guest import vdev_number
+from lib.leaks import used
+
+BACKENDS = ("rs",)
+TIMEOUT = 400
+ESTIMATE = 110
+LONG = 8
+PARALLEL = 8  # disks attached at once, to several guests
+IDLE = {"rs": 6, "loop": 2}  # disks of one guest
+MOST_KIB = 100  # of dom0's memory for an idle disk that is connected
+ROUNDS = 1
+
+
+def disk_name(number: int) -> str:
+    return f"xvd{chr(ord('b') + number)}" if number < 25 else f"xvda{chr(ord('a') + number - 25)}"
+
+
+def backend(env: Env, name: str) -> None:
+    """Has another backend serve the disks to come."""
+    for driver in {"rs": ["xen_blkback"], "loop": ["xen_blkback_rs"], "qdisk": ["xen_blkback", "xen_blkback_rs"]}[name]:
+        sh(f"rmmod {driver} 2>/dev/null || true")
+    env.backend, env.driver = name, DRIVER[name]
+    if name != "qdisk":
+        sh(f"modprobe {env.driver}")
+
+
+def run(env: Env) -> None:
+    env.at_end("rmmod xen_blkback 2>/dev/null || true")
+    parallel(env)
+    for name in ("rs", "loop"):
+        idle(env, name)
+    startup(env)
+    backend(env, "rs")
+
+
+def parallel(env: Env) -> None:
+    """The time grows with the number of disks, not faster."""
+    files = [env.file("ext4", f"p{number}", 1 << 20) for number in range(env.count(PARALLEL))]
+    guests = [env.guest(memory=256) for _ in range(2 if len(files) < 32 else 4)]
+    took = {}
+    for count in (len(files) // 4, len(files)):
+        start = time.monotonic()
+        attaching = []
+        for number, file in enumerate(files[:count]):
+            guest, name = guests[number % len(guests)], disk_name(number // len(guests))
+            attaching.append(subprocess.Popen(["xl", "block-attach", guest.name, env.disk(file, name)], stderr=subprocess.PIPE, text=True))
+        for process in attaching:
+            error = process.communicate(timeout=300)[1]
+            equal(process.returncode, 0, f"xl block-attach: {error}")
+        for number, guest in enumerate(guests):
+            guest.wait_disks(*(disk_name(other // len(guests)) for other in range(number, count, len(guests))))
+        took[count] = time.monotonic() - start
+        log(f"{count} disks attached at once to {len(guests)} guests in {took[count]:.1f} s")
+        env.look_around()
+        for guest in guests:
+            for vdev in range(count // len(guests)):
+                sh(f"xl block-detach {guest.name} {vdev_number(disk_name(vdev))}")
+        wait_for(lambda: not env.backends(), 30, "the disks gone")
+    few, many = took
+    check(took[many] / many < 1.6 * took[few] / few, f"seconds for so many disks: {took}")
+    for guest in guests:
+        guest.destroy()
+
+
+def idle(env: Env, name: str) -> None:
+    """What a connected disk that does nothing takes of dom0's memory."""
+    backend(env, name)
+    count = min(env.count(IDLE[name]), 30)
+    files = [env.file("ext4", f"i{number}", 1 << 20) for number in range(count + 1)]
+    guest = env.guest(memory=384)
+    guest.attach(env.disk(files[count], disk_name(40)))  # what the first disk brings along
+    before, _ = used()
+    for number in range(count):
+        guest.attach(env.disk(files[number], disk_name(number)))
+    after, _ = used()
+    each = (after - before) / count
+    log(f"{name}: dom0 uses {each:.0f} KiB for each of {count} idle disks")
+    if name == "rs":
+        check(each < MOST_KIB, f"dom0 uses {each:.0f} KiB for each idle disk")
+    guest.destroy()
+    wait_for(lambda: not env.backends(), 30, "the disks gone")
+
+
+def startup(env: Env) -> None:
+    """How long xl create and xl block-attach take until the disk can be used."""
+    images = [env.file("ext4", f"s{number}", 8 << 20) for number in range(2)]
+    rounds = env.count(ROUNDS)
+    create: dict[str, float] = {}
+    attach: dict[str, float] = {}
+    # libxl starts no qemu for a disk that is attached.
+    for name in ("none", "rs", "loop", *(["qdisk"] if rounds > 1 else [])):
+        backend(env, "rs" if name == "none" else name)
+        creating, attaching = [], []
+        for _ in range(rounds):
+            guest = env.new_guest(*([] if name == "none" else [env.disk(images[0])]))
+            creating.append(seconds(guest.create))
+            if name in ("rs", "loop"):
+                for _ in range(2):
+                    attaching.append(seconds(lambda guest=guest: guest.attach(env.disk(images[1], "xvdb"))))
+                    guest.detach("xvdb")
+                attach[name] = min(attaching)
+            guest.destroy()
+            wait_for(lambda: not env.backends() and not env.loops(), 30, "the disks gone")
+        create[name] = min(creating)
+    log(f"seconds from xl create to a usable disk: {create}; from xl block-attach: {attach}")
+    # With wide margins: these are few measurements, under emulation.
+    check(create["rs"] < create["loop"], f"seconds to create: {create}")
+    check(attach["rs"] < 0.8 * attach["loop"], f"seconds to attach: {attach}")
+
+
+def seconds(act: Callable[[], object]) -> float:
+    start = time.monotonic()
+    act()
+    return time.monotonic() - start

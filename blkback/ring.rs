@@ -283,7 +283,7 @@ impl Ring {
         cancel_delayed_work::<Self, 2>(self);
         flush_work(&self.look_again);
         if let Some(thread) = self.thread.as_ref() {
-            thread.stop(self);
+            thread.stop();
         }
         let mut state = self.state.lock();
         state.memory = None;

@@ -59,12 +59,19 @@ impl Wanted {
     }
 }
 
-/// A thread, of an object that it holds a reference to.
+/// A thread, of an object that it holds a reference to. It lives until [`Thread::stop`], which a
+/// module must not forget.
 ///
 /// # Invariants
 ///
-/// The pointer is a thread made by [`Thread::new`] for a `T`, to which we hold a reference.
-pub struct Thread<T: Worker>(NonNull<raw::task_struct>, PhantomData<Arc<T>>);
+/// `task` is a thread made by [`Thread::new`], to which we hold a reference. `worker` comes from
+/// [`Arc::into_foreign`]; its reference belongs to the thread if that has ever run.
+pub struct Thread<T: Worker> {
+    task: NonNull<raw::task_struct>,
+    worker: *mut c_void,
+    stopped: Atomic<bool>,
+    _worker: PhantomData<Arc<T>>,
+}
 
 // SAFETY: A `task_struct` is reference counted; waking and stopping it is possible from any task.
 unsafe impl<T: Worker> Send for Thread<T> {}
@@ -95,7 +102,12 @@ impl<T: Worker> Thread<T> {
                 // SAFETY: The thread is valid, as it has not been stopped.
                 unsafe { raw::get_task_struct(task) };
                 // INVARIANT: A new thread; the reference was taken just now.
-                Ok(Self(NonNull::new(task).ok_or(ENOMEM)?, PhantomData))
+                Ok(Self {
+                    task: NonNull::new(task).ok_or(ENOMEM)?,
+                    worker: worker.cast(),
+                    stopped: Atomic::new(false),
+                    _worker: PhantomData,
+                })
             }
             Err(err) => {
                 // SAFETY: No thread has got the reference.
@@ -110,19 +122,22 @@ impl<T: Worker> Thread<T> {
     pub fn wake(&self, worker: &T) {
         if worker.wanted().set() {
             // SAFETY: The thread is valid by the type invariant. One that has ended stays as it is.
-            unsafe { raw::wake_up_process(self.0.as_ptr()) };
+            unsafe { raw::wake_up_process(self.task.as_ptr()) };
         }
     }
 
-    /// Ends the thread, and waits until it has ended. To be called once, and not by the thread
-    /// itself. May sleep.
-    pub fn stop(&self, worker: &Arc<T>) {
-        // SAFETY: The thread is valid, and ends only when it is told to.
-        let ret = unsafe { raw::kthread_stop(self.0.as_ptr()) };
+    /// Ends the thread, and waits until it has ended; the second time it does nothing. Not to be
+    /// called by the thread itself, which would wait for itself. May sleep.
+    pub fn stop(&self) {
+        if self.stopped.xchg(true, Full) {
+            return;
+        }
+        // SAFETY: The thread is valid, and has not been told to end before.
+        let ret = unsafe { raw::kthread_stop(self.task.as_ptr()) };
         if ret != 0 {
-            // It has never run, and never will.
-            // SAFETY: The reference that it would have taken over is left.
-            drop(unsafe { Arc::from_raw(Arc::as_ptr(worker)) });
+            // SAFETY: The function returns 0; so it has never run, and never will. By the type
+            // invariant the reference is ours then.
+            drop(unsafe { Arc::<T>::from_foreign(self.worker.cast()) });
         }
     }
 
@@ -161,6 +176,6 @@ impl<T: Worker> Thread<T> {
 impl<T: Worker> Drop for Thread<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is ours.
-        unsafe { raw::put_task_struct(self.0.as_ptr()) }
+        unsafe { raw::put_task_struct(self.task.as_ptr()) }
     }
 }

@@ -26,7 +26,6 @@ use xen_bindings::{
         Owner,
         Retry, //
     },
-    log,
     trace, //
 };
 
@@ -168,7 +167,7 @@ impl Pending {
         let status = match result {
             Ok(()) => Status::Okay,
             Err(err) => {
-                if log::permitted() {
+                if self.ring.may_log() {
                     pr_warn!(
                         "{}: {:?} at sector {} failed: {:?}\n",
                         self.ring.name(),

@@ -189,7 +189,7 @@ impl Ring {
             irq: None,
             back,
             disk,
-            grants: Grants::new(domid, persistent)?,
+            grants: Grants::new(domid, persistent, &name)?,
             giving_back: false,
             counts: Counts::default(),
             spares: Spares::new()?,
@@ -229,6 +229,11 @@ impl Ring {
 
     pub(crate) fn name(&self) -> &CStr {
         &self.name
+    }
+
+    /// May a line be logged that the guest has caused? Any context.
+    pub(crate) fn may_log(&self) -> bool {
+        self.stats.log.permits(&self.name)
     }
 
     /// Its number among the rings of the disk.

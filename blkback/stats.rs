@@ -17,10 +17,13 @@ use kernel::{
         Relaxed, //
     }, //
 };
-use xen_bindings::sysfs::{
-    Attribute,
-    Group,
-    Value, //
+use xen_bindings::{
+    log::Limit,
+    sysfs::{
+        Attribute,
+        Group,
+        Value, //
+    },
 };
 
 use crate::{
@@ -37,6 +40,8 @@ macro_rules! counters {
         pub(crate) struct Stats {
             $($(#[$doc])* $name: Atomic<i64>,)*
             pub(crate) latency: Latency,
+            /// For log lines that the guest can cause.
+            pub(crate) log: Limit,
         }
 
         /// Numbers of a batch.
@@ -50,6 +55,7 @@ macro_rules! counters {
                 Self {
                     $($name: Atomic::new(0),)*
                     latency: Latency::new(),
+                    log: Limit::default(),
                 }
             }
 

@@ -432,7 +432,9 @@ impl Vbd {
                 State::Closed | State::Closing | State::Connected => {
                     // A new kernel in the guest, or a new driver.
                     inner.connection = None;
-                    pr_info!("{}: prepare for reconnect\n", self.name());
+                    if self.stats.log.permits(self.name()) {
+                        pr_info!("{}: prepare for reconnect\n", self.name());
+                    }
                     self.dev.switch_state(State::InitWait);
                 }
                 _ => {}
@@ -507,24 +509,26 @@ impl Vbd {
         }
         self.dev.switch_state(State::Connected);
         connection.start();
-        pr_info!(
-            "{}: using {} queues of {} ring pages, protocol {}, {}{} sectors, {}\n",
-            self.name(),
-            connection.queues(),
-            connection.ring_pages(),
-            connection.abi().name(),
-            if connection.persistent() {
-                "persistent grants, "
-            } else {
-                ""
-            },
-            disk.sectors,
-            if disk.readonly {
-                "read-only"
-            } else {
-                "writable"
-            },
-        );
+        if self.stats.log.permits(self.name()) {
+            pr_info!(
+                "{}: using {} queues of {} ring pages, protocol {}, {}{} sectors, {}\n",
+                self.name(),
+                connection.queues(),
+                connection.ring_pages(),
+                connection.abi().name(),
+                if connection.persistent() {
+                    "persistent grants, "
+                } else {
+                    ""
+                },
+                disk.sectors,
+                if disk.readonly {
+                    "read-only"
+                } else {
+                    "writable"
+                },
+            );
+        }
         inner.connection = Some(connection);
         inner.sectors = disk.sectors;
         self.look_again(inner);

@@ -13,6 +13,7 @@ use blkif::persistent::{
 use core::ptr::NonNull;
 use kernel::{
     prelude::*,
+    str::CString,
     time::{
         msecs_to_jiffies,
         Jiffies, //
@@ -28,7 +29,7 @@ use crate::{
         Staged, //
     },
     list::List,
-    log,
+    log::Limit,
     params,
     pool::PagePool,
     raw, //
@@ -130,6 +131,9 @@ impl Kept {
 /// slots are those of requests that the call owns, each of them once.
 pub struct Grants {
     domid: u16,
+    /// Whose requests they are, for log lines, and the limit of these.
+    name: CString,
+    log: Limit,
     pool: PagePool,
     /// None if the frontend does not use persistent grants.
     kept: Option<Kept>,
@@ -144,16 +148,18 @@ pub struct Grants {
 unsafe impl Send for Grants {}
 
 impl Grants {
-    /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`. May
-    /// sleep.
+    /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`. `name` is
+    /// for log lines. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(domid: u16, persistent: bool) -> Result<Self> {
+    pub fn new(domid: u16, persistent: bool, name: &CStr) -> Result<Self> {
         // INVARIANT: The room is allocated here.
         Ok(Self {
             domid,
+            name: CString::try_from(name)?,
+            log: Limit::default(),
             pool: PagePool::new()?,
             kept: persistent.then(|| Kept {
                 table: Table::new(KVec::new()),
@@ -284,10 +290,10 @@ impl Grants {
                     )
                 });
                 slot.backing = kept.map_or(Backing::Mapped(op.handle), Backing::Kept);
-            } else if log::permitted() {
+            } else if self.log.permits(&self.name) {
                 pr_warn!(
-                    "dom{}: grant {} of a request cannot be mapped (grant table error {})\n",
-                    self.domid,
+                    "{}: grant {} of a request cannot be mapped (grant table error {})\n",
+                    &*self.name,
                     slot.gref,
                     op.status
                 );
@@ -373,8 +379,8 @@ impl Grants {
                 Some(page) if op.status == raw::GNTST_okay as i16 => self.pool.put(page),
                 // The page may still show the guest's memory; it can never be used again.
                 _ => pr_err!(
-                    "dom{}: a grant cannot be unmapped, a page is lost\n",
-                    self.domid
+                    "{}: a grant cannot be unmapped, a page is lost\n",
+                    &*self.name
                 ),
             }
         }
@@ -464,8 +470,8 @@ impl Drop for Grants {
     fn drop(&mut self) {
         if !self.give_back(0) {
             pr_err!(
-                "dom{}: persistent grants in use at the end, their pages are lost\n",
-                self.domid
+                "{}: persistent grants in use at the end, their pages are lost\n",
+                &*self.name
             );
         }
     }

@@ -14,7 +14,6 @@
 #include <linux/llist.h>
 #include <linux/mm.h>
 #include <linux/namei.h>
-#include <linux/ratelimit.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/workqueue.h>
@@ -289,14 +288,6 @@ __rust_helper bool rust_helper_file_fs_frozen(struct file *file)
 __rust_helper void *rust_helper_file_inode(struct file *file)
 {
 	return file_inode(file);
-}
-
-/* A ratelimit state of one call site, shared by all disks: see log.rs */
-__rust_helper int rust_helper_log_ratelimit(void)
-{
-	static DEFINE_RATELIMIT_STATE(rs, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
-
-	return __ratelimit(&rs);
 }
 
 /* Whether parts of a file can be given up by vfs_fallocate(). */

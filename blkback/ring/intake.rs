@@ -22,7 +22,8 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    bdev, clock,
+    bdev,
+    clock,
     grant::{
         Copier,
         Grants, //
@@ -32,8 +33,7 @@ use xen_bindings::{
         Spares,
         Staged, //
     },
-    list::List,
-    log,
+    list::List, //
 };
 
 use super::{
@@ -122,11 +122,13 @@ impl Ring {
                         false
                     }
                     Err(err) => {
-                        pr_warn!(
-                            "{}: frontend provided bogus ring requests ({}), halting ring\n",
-                            &*self.name,
-                            format_args!("{err}")
-                        );
+                        if self.may_log() {
+                            pr_warn!(
+                                "{}: frontend provided bogus ring requests ({}), halting ring\n",
+                                &*self.name,
+                                format_args!("{err}")
+                            );
+                        }
                         *broken = true;
                         break;
                     }
@@ -163,7 +165,7 @@ impl Ring {
                 Err(Unstaged::Failed(err)) => {
                     let pending = Pending::new(self.clone(), &parsed, now).0;
                     counts.request(pending.action, pending.way, 0, true);
-                    if log::permitted() {
+                    if self.may_log() {
                         pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
                     }
                     parsed.response(Status::Error)
@@ -210,7 +212,7 @@ impl Ring {
 
     /// A request that is not valid is logged within limits.
     fn note(&self, reject: &Rejected) {
-        if log::permitted() {
+        if self.may_log() {
             pr_warn!("{}: refused {}\n", &*self.name, format_args!("{reject}"));
         }
     }

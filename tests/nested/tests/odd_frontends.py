@@ -1,5 +1,7 @@
 """Frontends that never connect, go through the states in any order, are detached by force or crash in the middle of I/O."""
 
+import time
+
 from lib.basics import check, equal, log, run as command, wait_for
 from lib.env import Env, md5
 from lib.guest import Guest, vdev_number
@@ -36,6 +38,15 @@ def run(env: Env) -> None:
         for node in NODES:
             env.store.remove(f"{front}/{node}")
         odd.sh(f"blkif-frontend verify --vdev {vdev} --requests 50 --area 1 2>&1", timeout=90)
+
+    # Hundreds of wrong requests leave a few lines, and a line that says how many there would have been.
+    before, start = len(env.kernel_log.lines()), time.monotonic()
+    odd.sh("for n in 1 2 3; do blkif-frontend conformance --vdev xvda >/tmp/out 2>&1 || { tail -n 5 /tmp/out; exit 1; }; done", timeout=120)
+    lines = [line for line in env.kernel_log.lines()[before:] if f"/{odd.domid}/51712:" in line]
+    seconds = time.monotonic() - start
+    log(f"{len(lines)} lines in {seconds:.0f} s")
+    check(len(lines) <= 11 * (seconds / 5 + 2), f"{len(lines)} lines about one disk in {seconds:.0f} s")
+    check(any("messages were left out" in line for line in lines), f"nothing was left out: {lines}")
 
     # One that says it is gone, or nothing that makes sense, loses its disk, as with the in-tree driver.
     for vdev, state in (("xvda", "0"), ("xvdb", "x")):

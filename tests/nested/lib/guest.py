@@ -67,7 +67,7 @@ class Guest:
 
     def __init__(self, env: Env, disks: list[str], *, name: str | None = None, kind: str = "pv", memory: int = 192,
                  vcpus: int = 1, extra: str = "", more: str = "", frontend: bool = False, drives: tuple[str, ...] = (),
-                 bootloader: str = "") -> None:
+                 bootloader: str = "", on_reboot: str = "destroy") -> None:
         """With frontend=True the guest's kernel leaves the disks alone, and the program blkif-frontend is there. DRIVES are
         disks that the guest's own driver does not see."""
         self.env = env
@@ -90,7 +90,7 @@ class Guest:
             boot = [f'bootloader = "{bootloader}"']
         lines = [f'name = "{self.name}"', f'type = "{kind}"', f"memory = {memory}", f"maxmem = {memory}", f"vcpus = {vcpus}",
                  *boot, f'extra = "{command_line}"',
-                 'tsc_mode = "native"', 'on_crash = "destroy"', 'on_reboot = "destroy"',
+                 'tsc_mode = "native"', 'on_crash = "destroy"', f'on_reboot = "{on_reboot}"',
                  "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in (*disks, *drives)) + " ]"]
         if kind == "hvm":
             lines += ['vga = "none"', 'serial = "pty"']
@@ -113,6 +113,23 @@ class Guest:
 
     def attached_after_create(self, timeout: float = 120) -> None:
         self.domid = int(run("xl", "domid", self.name).stdout)
+        self._ready(timeout)
+
+    def reboot(self, timeout: float = 120) -> None:
+        """The guest reboots itself (it needs on_reboot="restart"), which makes it another domain."""
+        before = self.domid
+        self.tell("sync; reboot -f")
+
+        def number() -> int:
+            done = run("xl", "domid", self.name)
+            return int(done.stdout) if done.returncode == 0 and int(done.stdout) != before else 0
+
+        self.domid = wait_for(number, timeout, f"{self.name} in a new domain")
+        self.close()
+        self._ready(timeout)
+
+    def _ready(self, timeout: float) -> None:
+        """Waits until the guest takes commands and has its disks."""
         self._open_console()
         self._until(re.compile(rb"@READY\r?\n"), timeout, "the guest to take commands")
         log(f"{self.name} takes commands")

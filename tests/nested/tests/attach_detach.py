@@ -14,7 +14,7 @@ def run(env: Env) -> None:
     busy = env.file("ext4", "busy", 16 << 20)
     targets = [str(env.file("xfs", "disk", 8 << 20)), env.device(8)]
     guest = env.guest(env.disk(busy))
-    guest.sh("while :; do dd if=/dev/zero of=/dev/xvda bs=64k count=64 oflag=direct; usleep 300000; done >/dev/null 2>&1 &")
+    guest.sh("while :; do dd if=/dev/zero of=/dev/xvda bs=64k count=32 oflag=direct; sleep 1; done >/dev/null 2>&1 &")
     for cycle in range(env.count(CYCLES)):
         target = targets[cycle % 10 == 9]  # Debian's script for devices is slow
         guest.attach(env.disk(target, "xvdb"))

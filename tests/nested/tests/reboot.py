@@ -5,11 +5,12 @@ from lib.env import Env
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 40
+LONG = 2
 REBOOTS = 2
 
 
 def run(env: Env) -> None:
-    for kind in ("pv", "pvh"):
+    for kind in ("pv", "pvh")[:env.count(1)]:
         guest = env.guest(env.disk(env.file("ext4", f"disk-{kind}", 8 << 20), "xvda"), env.disk(env.device(8), "xvdb"), kind=kind,
                           memory=128, on_reboot="restart")
         for number in range(env.count(REBOOTS)):

@@ -11,7 +11,7 @@ from lib.leaks import used
 
 BACKENDS = ("rs",)
 TIMEOUT = 400
-ESTIMATE = 110
+ESTIMATE = 70
 LONG = 8
 PARALLEL = 8  # disks attached at once, to several guests
 IDLE = {"rs": 6, "loop": 2}  # disks of one guest
@@ -34,10 +34,12 @@ def backend(env: Env, name: str) -> None:
 
 def run(env: Env) -> None:
     env.at_end("rmmod xen_blkback 2>/dev/null || true")
-    parallel(env)
-    for name in ("rs", "loop"):
+    long = env.count(1) > 1
+    if long:
+        parallel(env)
+    for name in ("rs", "loop") if long else ("rs",):
         idle(env, name)
-    startup(env)
+    startup(env, ("none", "rs", "loop", "qdisk") if long else ("rs", "loop"))
     backend(env, "rs")
 
 
@@ -89,14 +91,14 @@ def idle(env: Env, name: str) -> None:
     wait_for(lambda: not env.backends(), 30, "the disks gone")
 
 
-def startup(env: Env) -> None:
+def startup(env: Env, names: tuple[str, ...]) -> None:
     """How long xl create and xl block-attach take until the disk can be used."""
     images = [env.file("ext4", f"s{number}", 8 << 20) for number in range(2)]
     rounds = env.count(ROUNDS)
     create: dict[str, float] = {}
     attach: dict[str, float] = {}
     # libxl starts no qemu for a disk that is attached.
-    for name in ("none", "rs", "loop", *(["qdisk"] if rounds > 1 else [])):
+    for name in names:
         backend(env, "rs" if name == "none" else name)
         creating, attaching = [], []
         for _ in range(rounds):

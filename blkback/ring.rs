@@ -189,7 +189,7 @@ impl Ring {
             irq: None,
             back,
             disk,
-            grants: Grants::new(domid, persistent, &name)?,
+            grants: Grants::new(domid, persistent, &name, stats.log.clone())?,
             giving_back: false,
             counts: Counts::default(),
             spares: Spares::new()?,

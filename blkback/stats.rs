@@ -12,9 +12,13 @@ use core::array;
 use blkif::abi::SECTOR_SIZE;
 use kernel::{
     fmt,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
     }, //
 };
 use xen_bindings::{
@@ -41,7 +45,7 @@ macro_rules! counters {
             $($(#[$doc])* $name: Atomic<i64>,)*
             pub(crate) latency: Latency,
             /// For log lines that the guest can cause.
-            pub(crate) log: Limit,
+            pub(crate) log: Arc<Limit>,
         }
 
         /// Numbers of a batch.
@@ -51,12 +55,12 @@ macro_rules! counters {
         }
 
         impl Stats {
-            pub(crate) fn new() -> Self {
-                Self {
+            pub(crate) fn new() -> Result<Self> {
+                Ok(Self {
                     $($name: Atomic::new(0),)*
                     latency: Latency::new(),
-                    log: Limit::default(),
-                }
+                    log: Arc::new(Limit::default(), GFP_KERNEL)?,
+                })
             }
 
             /// Adds what has been counted, and begins anew.

@@ -139,7 +139,7 @@ enum Source {
 impl Vbd {
     pub(crate) fn new(context: Arc<Context>, dev: Device, frontend: &CStr) -> Result<Arc<Self>> {
         let frontend = CString::try_from(frontend)?;
-        let stats = Arc::new(Stats::new(), GFP_KERNEL)?;
+        let stats = Arc::new(Stats::new()?, GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 context,

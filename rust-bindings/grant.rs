@@ -14,6 +14,7 @@ use core::ptr::NonNull;
 use kernel::{
     prelude::*,
     str::CString,
+    sync::Arc,
     time::{
         msecs_to_jiffies,
         Jiffies, //
@@ -133,7 +134,7 @@ pub struct Grants {
     domid: u16,
     /// Whose requests they are, for log lines, and the limit of these.
     name: CString,
-    log: Limit,
+    log: Arc<Limit>,
     pool: PagePool,
     /// None if the frontend does not use persistent grants.
     kept: Option<Kept>,
@@ -148,18 +149,18 @@ pub struct Grants {
 unsafe impl Send for Grants {}
 
 impl Grants {
-    /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`. `name` is
-    /// for log lines. May sleep.
+    /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`. `name` and
+    /// `log` are for log lines. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(domid: u16, persistent: bool, name: &CStr) -> Result<Self> {
+    pub fn new(domid: u16, persistent: bool, name: &CStr, log: Arc<Limit>) -> Result<Self> {
         // INVARIANT: The room is allocated here.
         Ok(Self {
             domid,
             name: CString::try_from(name)?,
-            log: Limit::default(),
+            log,
             pool: PagePool::new()?,
             kept: persistent.then(|| Kept {
                 table: Table::new(KVec::new()),

@@ -3,11 +3,11 @@
 import time
 
 from lib.basics import check, equal, log, run as command, wait_for
-from lib.env import Env, md5
+from lib.env import Env
 from lib.guest import Guest, vdev_number
 
 BACKENDS = ("rs",)
-TIMEOUT = 300
+TIMEOUT = 400
 ESTIMATE = 60
 # States that a guest may write, in any order: unexpected, unknown, no number, and the final ones.
 WALKS = ("4", "3 4 3 4", "1 3 1 4 5", "5 1 3", "2 4 2", "7 8", "9 77", "6 1 6 1 3", "5 4 3 2 1", "6")
@@ -41,12 +41,17 @@ def run(env: Env) -> None:
 
     # Hundreds of wrong requests leave a few lines, and a line that says how many there would have been.
     before, start = len(env.kernel_log.lines()), time.monotonic()
-    odd.sh("for n in 1 2 3; do blkif-frontend conformance --vdev xvda >/tmp/out 2>&1 || { tail -n 5 /tmp/out; exit 1; }; done", timeout=120)
+    odd.sh("blkif-frontend conformance --vdev xvda >/tmp/out 2>&1 || { tail -n 5 /tmp/out; exit 1; }", timeout=120)
     lines = [line for line in env.kernel_log.lines()[before:] if f"/{odd.domid}/51712:" in line]
     seconds = time.monotonic() - start
     log(f"{len(lines)} lines in {seconds:.0f} s")
     check(len(lines) <= 11 * (seconds / 5 + 2), f"{len(lines)} lines about one disk in {seconds:.0f} s")
-    check(any("messages were left out" in line for line in lines), f"nothing was left out: {lines}")
+
+    def said() -> bool:
+        odd.sh("blkif-frontend probe --vdev xvda >/dev/null")  # something to say, when there may be more
+        return any(f"/{odd.domid}/51712: " in line and "messages were left out" in line for line in env.kernel_log.lines()[before:])
+
+    wait_for(said, 30, "the log to say how many messages were left out")
 
     # One that says it is gone, or nothing that makes sense, loses its disk, as with the in-tree driver.
     for vdev, state in (("xvda", "0"), ("xvdb", "x")):
@@ -73,9 +78,8 @@ def run(env: Env) -> None:
     wait_for(lambda: number not in env.domains(), 60, "the crashed guest gone")
     dying.close()
     wait_for(lambda: not any(f"/{number}/" in path for path in env.backends()), 20, "its disks gone")
-    md5(image)  # nobody holds it
-    again = env.guest(env.disk(image, "xvda"), env.disk(third, "xvdb"))
-    again.shutdown()
+    # Nobody holds them. (The guest that lost a disk by force gets no more: its frontend waits for that one.)
+    env.guest(env.disk(image, "xvda"), env.disk(third, "xvdb")).shutdown()
     check(healthy.run("[ -e /tmp/bad ]").code != 0, "another disk had errors")
     healthy.destroy()
 

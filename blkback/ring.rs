@@ -4,8 +4,9 @@
 //!
 //! The worker is a thread that runs when there are events or completions: waking one costs less than
 //! queueing a work item, and an administrator sees what each disk costs dom0, and can limit it. All
-//! that the worker does, it does for many requests at a time: it takes requests from the ring, maps their grants together,
-//! submits them under one plug, and later unmaps what is done together, and answers with one event.
+//! that the worker does, it does for many requests at a time: it takes requests from the ring, maps
+//! their grants together, submits them under one plug, and later unmaps what is done together, and
+//! answers with one event.
 //!
 //! Owns the ring's memory, the pages for grants and the requests in flight.
 //!
@@ -123,7 +124,7 @@ pub(crate) struct Ring {
     #[pin]
     state: Mutex<State>,
     wanted: Wanted,
-    /// Set by [`Ring::start`].
+    /// Set by [`Ring::prepare`].
     thread: SetOnce<Thread<Ring>>,
     #[pin]
     look_again: Work<Ring, 1>,

@@ -145,9 +145,9 @@ def _make(kver: str, base: Path, vmlinuz: Path, modules: Path, directory: Path) 
         target = root.path / "opt/guest"
         target.mkdir(parents=True)
         # The guests' kernel is the stock one without its wrapper: unpacking it at every `xl create` costs seconds.
-        shutil.copy(vmlinuz, target / "vmlinuz")  # for qemu, which boots HVM guests and wants a header
         with (target / "vmlinux").open("wb") as out:
             buildroot.run(["zstd", "-q", "-d", "-c", str(payload)], stdout=out)
+        # qemu, which boots HVM guests, wants the wrapper.
         shutil.copy(vmlinuz, target / "vmlinuz")
         for name in ("guest.cpio", "guest-root.img"):
             shutil.move(new / name, target / name)

@@ -53,6 +53,11 @@ class Env:
         """How often a loop goes round: XB_LOOPS, a factor that the runner hands on, makes loops shorter or longer."""
         return max(1, round(cycles * float(os.environ.get("XB_LOOPS", "1"))))
 
+    @classmethod
+    def long(cls) -> bool:
+        """Whether there is time for the long form of a test."""
+        return cls.count(1) > 1
+
     # Storage.
 
     def fs(self, kind: str, *, fresh: bool = True, options: str = "") -> Path:

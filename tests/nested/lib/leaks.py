@@ -6,7 +6,10 @@ import glob
 import os
 import re
 
-from .basics import log, read, sh
+from .basics import check, log, read, sh
+
+MARGIN_KIB = 768  # of all memory
+SLAB_MARGIN_KIB = 160  # of the kernel's small objects; a leaked ring is 10 KiB
 
 
 def used() -> tuple[int, int]:
@@ -18,6 +21,13 @@ def used() -> tuple[int, int]:
     free = values["MemFree"] + at_hand + values["Buffers"] + values["Cached"] - values["Shmem"] + values["SReclaimable"]
     log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, percpu {values['Percpu']} KiB")
     return values["MemTotal"] - free, values["SUnreclaim"]
+
+
+def no_more(before: tuple[int, int], after: tuple[int, int], what: str) -> None:
+    """Compares two results of used(), before and after WHAT."""
+    (memory, slab), (memory_after, slab_after) = before, after
+    check(memory_after - memory < MARGIN_KIB, f"dom0 uses {memory_after - memory} KiB more after {what}")
+    check(slab_after - slab < SLAB_MARGIN_KIB, f"dom0's kernel has {slab_after - slab} KiB more in small objects after {what}")
 
 
 def handles() -> dict[str, int]:

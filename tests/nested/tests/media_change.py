@@ -22,7 +22,7 @@ def run(env: Env) -> None:
     guest.fails("dd if=/dev/zero of=/dev/xvdc bs=4k count=1 oflag=direct")
     # As libxl writes it, and as a script would; each time in the middle of reading.
     for number, value in ((1, f"raw:{discs[1]}"), (2, str(discs[2])), (0, str(discs[0]))):
-        guest.sh("dd if=/dev/xvdc of=/dev/null bs=64k iflag=direct >/dev/null 2>&1 & sleep 0")
+        guest.sh("dd if=/dev/xvdc of=/dev/null bs=64k iflag=direct >/dev/null 2>&1 &")
         env.store.write(node, value)
         holds(number)
     env.store.write(node, "")

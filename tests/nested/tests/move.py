@@ -19,7 +19,7 @@ def run(env: Env) -> None:
             # A block a round, with its number in it, as long as all goes well.
             guest.sh(f"{{ n=0; while [ ! -e /tmp/stop ]; do n=$((n + 1)); echo round $n | dd of=/dev/{vdev} bs=4k seek=$((n % 1024)) conv=sync,fsync,notrunc"
                      f" oflag=direct iflag=fullblock 2>/tmp/{vdev}.err || break; echo $n >/tmp/{vdev}; usleep 50000; done; touch /tmp/{vdev}.end; }} &")
-        for act in OPERATIONS[kind] if env.count(1) > 1 else SHORT[kind]:
+        for act in OPERATIONS[kind] if env.long() else SHORT[kind]:
             before = rounds(guest)
             act(guest)
             guest.check_served("xvda", "xvdb")

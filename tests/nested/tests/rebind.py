@@ -51,7 +51,7 @@ def run(env: Env) -> None:
     for vdev in ("xvda", "xvdb"):
         linux.sh(f"{{ while [ ! -e /tmp/stop ]; do {FIO.format(vdev=vdev)} || {{ echo failed; break; }}; done >/tmp/{vdev} 2>&1; touch /tmp/{vdev}.end; }} &")
 
-    for layout in LAYOUTS if env.count(1) > 1 else LAYOUTS[-1:]:
+    for layout in LAYOUTS if env.long() else LAYOUTS[-1:]:
         ring.sh(f"rm -f /tmp/end /tmp/stop; {{ blkif-frontend verify --requests 1000000 --until /tmp/stop --area 2 --depth 4 {layout} >/tmp/log 2>&1; echo $? >/tmp/end; }} &")
         wait_for(lambda: env.store.read(f"{ring.backend('xvda')}/state") == "4", 30, f"the frontend with {layout}")
         now = own

@@ -10,7 +10,7 @@ REBOOTS = 2
 
 
 def run(env: Env) -> None:
-    for kind in ("pv", "pvh")[:env.count(1)]:
+    for kind in ("pv", "pvh") if env.long() else ("pv",):
         guest = env.guest(env.disk(env.file("ext4", f"disk-{kind}", 8 << 20), "xvda"), env.disk(env.device(8), "xvdb"), kind=kind,
                           memory=128, on_reboot="restart")
         for number in range(env.count(REBOOTS)):

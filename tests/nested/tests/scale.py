@@ -34,7 +34,7 @@ def backend(env: Env, name: str) -> None:
 
 def run(env: Env) -> None:
     env.at_end("rmmod xen_blkback 2>/dev/null || true")
-    long = env.count(1) > 1
+    long = env.long()
     if long:
         parallel(env)
     for name in ("rs", "loop") if long else ("rs",):

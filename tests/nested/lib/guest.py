@@ -25,7 +25,7 @@ HVM_KERNEL = "/opt/guest/vmlinuz"
 RAMDISK = "/opt/guest/guest.cpio"
 # The kernel unpacks one archive after the other.
 FRONTEND = "/opt/guest/frontend.cpio"
-EXTRA = "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on"
+EXTRA = "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on sysrq_always_enabled"
 TMP = Path("/run/xb-guests")
 
 
@@ -315,9 +315,21 @@ class Guest:
             elif self.domid not in self.env.domains():
                 raise Failure(f"the guest is gone while waiting for {what}; console:\n{self.tail()}")
 
-    def tail(self) -> str:
+    def ask_kernel(self) -> None:
+        """Has the guest's kernel say on the console who waits for what; for a test that has failed."""
+        for key in "9wtl":
+            run("xl", "sysrq", self.name, key)
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            if select.select([self.console], [], [], 1.0)[0]:
+                try:
+                    self.transcript = (self.transcript + os.read(self.console, 65536))[-200000:]
+                except OSError:
+                    return
+
+    def tail(self, size: int = 3000) -> str:
         text = self.transcript.decode(errors="replace")
-        return "\n".join(line.rstrip() for line in text.splitlines() if not line.startswith("@D "))[-3000:]
+        return "\n".join(line.rstrip() for line in text.splitlines() if not line.startswith("@D "))[-size:]
 
 
 def vdev_of(disk: str) -> str:

@@ -9,18 +9,40 @@ import faulthandler
 import importlib.util
 import json
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.basics import Failure, Skip  # noqa: E402
+from lib.basics import Failure, Skip, read, run, where_is  # noqa: E402
 from lib.env import Env, PowerCut  # noqa: E402
 
 
 def report(kind: str, reason: str = "", **more: object) -> None:
     os.write(3, json.dumps({"result": kind, "reason": reason} | more).encode() + b"\n")
+
+
+def explain(env: Env) -> None:
+    """Prints what may tell why a test failed, while its guests are still there."""
+    for guest in env.guests:
+        if guest.domid:
+            guest.ask_kernel()
+            print(f"--- console of {guest.name}\n{guest.tail(100000)}", flush=True)
+    for path in env.backends():
+        print(f"--- {path}: {env.store.values(path)}", flush=True)
+        front = env.store.read(f"{path}/frontend")
+        if front:
+            print(f"    {front}: {env.store.values(front)}", flush=True)
+    for state in Path("/sys/kernel/debug/xen-blkback-rs").glob("*/state"):
+        print(f"--- {state}\n{read(state)}", flush=True)
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        # The threads of rings, and those of xenbus.
+        if re.fullmatch(r"\d+-\d+\.\d+|xenwatch|xenbus|xenconsoled", read(comm)):
+            print(f"--- {where_is(int(comm.parent.name))}", flush=True)
+    run("xl", "debug-keys", "e")
+    print("--- " + run("xl", "dmesg").stdout[-8000:], flush=True)
 
 
 def main() -> None:
@@ -53,14 +75,7 @@ def main() -> None:
         kind, reason = "fail", f"{type(error).__name__}: {error}"
         traceback.print_exc(file=sys.stdout)
     if kind == "fail":
-        for guest in env.guests:
-            if guest.domid:
-                print(f"--- console of {guest.name}\n{guest.tail()}", flush=True)
-        for path in env.backends():
-            print(f"--- {path}: {env.store.values(path)}", flush=True)
-            front = env.store.read(f"{path}/frontend")
-            if front:
-                print(f"    {front}: {env.store.values(front)}", flush=True)
+        explain(env)
     elif env.domains():
         kind, reason = "fail", f"the test left domains {sorted(env.domains())} behind"
     env.clean_up()

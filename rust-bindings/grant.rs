@@ -198,6 +198,83 @@ impl Grants {
         })
     }
 
+    /// Copies the first `pairs` pairs of words (at most as many as there are) of the page behind a grant. If that is a
+    /// persistent one it is mapped, and stays so: then this takes no hypercall the next time. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if the guest has granted no such page.
+    pub(crate) fn copy<'a>(
+        &mut self,
+        gref: u32,
+        pairs: usize,
+        copier: &'a mut Copier,
+    ) -> Result<&'a [u64]> {
+        let pairs = pairs.min(PAIRS_PER_PAGE);
+        if !self.copy_kept(gref, pairs, copier) {
+            copier.copy_granted(self.domid, gref, pairs)?;
+        }
+        copier.page.0.get(..pairs).ok_or(EINVAL)
+    }
+
+    /// Whether the grant is, or could be made, a persistent one that is mapped, and has been copied.
+    fn copy_kept(&mut self, gref: u32, pairs: usize, copier: &mut Copier) -> bool {
+        let Some(kept) = &mut self.kept else {
+            return false;
+        };
+        let found = kept.table.acquire(gref);
+        let (index, page) = match found.map(|(index, mapping)| (index, mapping.page)) {
+            Some(found) => found,
+            None => match self.keep(gref) {
+                Some(found) => found,
+                None => return false,
+            },
+        };
+        // SAFETY: By the invariant of the mapping; it stays, as we are a user of it.
+        unsafe { copier.copy_mapped(page, pairs) };
+        if let Some(kept) = &mut self.kept {
+            kept.table.release(index, jiffies() as u64);
+        }
+        true
+    }
+
+    /// Maps a grant for good, if it may stay, with the caller as its user.
+    fn keep(&mut self, gref: u32) -> Option<(Index, NonNull<raw::page>)> {
+        let kept = self.kept.as_mut()?;
+        if kept.table.len() >= params::max_persistent_grants() {
+            return None;
+        }
+        let page = self.pool.get().ok()?;
+        let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
+        let mut pages = [page.as_ptr()];
+        // SAFETY: The operation may be written, the page is ours and not mapped; there is one of each.
+        unsafe {
+            raw::gnttab_set_map_op(
+                &mut op,
+                page.as_ptr(),
+                raw::GNTMAP_HOST_MAP,
+                gref,
+                self.domid,
+            );
+            raw::gnttab_map_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1);
+        }
+        if op.status != raw::GNTST_okay as i16 {
+            self.pool.put(page);
+            return None;
+        }
+        // INVARIANT: The grant was mapped just now.
+        let mapping = Mapping {
+            page,
+            handle: op.handle,
+        };
+        let index = kept.insert(gref, mapping);
+        if index.is_none() {
+            self.unmap_later(page, op.handle);
+            self.unmap_batch();
+        }
+        index.map(|index| (index, page))
+    }
+
     /// Takes back a slot that nothing has been mapped for. May sleep.
     pub(crate) fn put_back(&mut self, slot: Slot) {
         match (slot.backing, &mut self.kept) {
@@ -486,27 +563,26 @@ fn is_referenced(page: NonNull<raw::page>) -> bool {
 
 /// A private copy of a guest's page.
 #[repr(C, align(4096))]
-struct CopiedPage([u32; WORDS_PER_PAGE]);
+struct CopiedPage([u64; PAIRS_PER_PAGE]);
 
-const WORDS_PER_PAGE: usize = blkif::abi::PAGE_SIZE as usize / 4;
+const PAIRS_PER_PAGE: usize = blkif::abi::PAGE_SIZE as usize / 8;
 
-/// Copies of guests' pages, made by Xen: whatever the guest does to its page later, the copy stays.
+/// Copies of guests' pages: whatever the guest does to its page later, the copy stays.
 ///
 /// # Invariants
 ///
 /// The page begins at a multiple of its size.
 pub struct Copier {
-    domid: u16,
     page: KBox<CopiedPage>,
 }
 
 impl Copier {
-    /// Creates a copier for grants of the domain `domid`. May sleep.
+    /// Creates a copier. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(domid: u16) -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let mut page = KBox::<CopiedPage>::new_uninit(GFP_KERNEL | __GFP_NOWARN)?;
         // SAFETY: The memory is ours, and zeroes are valid for an array of integers.
         let page = unsafe {
@@ -514,28 +590,39 @@ impl Copier {
             page.assume_init()
         };
         // INVARIANT: Allocations are aligned as their type wants it.
-        Ok(Self { domid, page })
+        Ok(Self { page })
     }
 
-    /// Copies the first `words` words, at most 1024, of the page behind a grant. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `EFAULT` if the guest has granted no such page.
-    pub fn copy(&mut self, gref: u32, words: usize) -> Result<&[u32]> {
-        let words = words.min(WORDS_PER_PAGE);
+    /// Has Xen copy up to [`PAIRS_PER_PAGE`] pairs from the page behind a grant of the domain `domid`.
+    fn copy_granted(&mut self, domid: u16, gref: u32, pairs: usize) -> Result {
         // SAFETY: The page is memory of the kernel's linear mapping, and at least as long.
         let status = unsafe {
             raw::gnttab_copy_from(
-                self.domid,
+                domid,
                 gref,
                 self.page.0.as_mut_ptr().cast(),
-                words.wrapping_mul(4) as u32,
+                pairs.min(PAIRS_PER_PAGE).wrapping_mul(8) as u32,
             )
         };
-        if status != raw::GNTST_okay as i32 {
-            return Err(EFAULT);
+        if status == raw::GNTST_okay as i32 {
+            Ok(())
+        } else {
+            Err(EFAULT)
         }
-        self.page.0.get(..words).ok_or(EINVAL)
+    }
+
+    /// Copies the beginning of a page that is mapped.
+    ///
+    /// # Safety
+    ///
+    /// A grant is mapped into `page`, and stays so during the call.
+    unsafe fn copy_mapped(&mut self, page: NonNull<raw::page>, pairs: usize) {
+        // SAFETY: The page is valid.
+        let from = unsafe { raw::page_address(page.as_ptr()) }.cast::<u64>();
+        for (index, to) in self.page.0.iter_mut().take(pairs).enumerate() {
+            // SAFETY: A page is mapped there by the caller's guarantee, and the index lies within it. The
+            // guest may write to it at any time: it is read once.
+            *to = unsafe { from.add(index).read_volatile() };
+        }
     }
 }

@@ -151,6 +151,11 @@ __rust_helper void rust_helper_gnttab_set_unmap_op(struct gnttab_unmap_grant_ref
 	gnttab_set_unmap_op(op, (unsigned long)page_address(page), flags, handle);
 }
 
+__rust_helper void *rust_helper_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
 __rust_helper int rust_helper_page_count(struct page *page)
 {
 	return page_count(page);

@@ -37,6 +37,7 @@ use kernel::{
 use crate::{
     file::FileOp,
     grant::{
+        Copier,
         Grants,
         Slot, //
     },
@@ -437,6 +438,20 @@ pub struct Builder<'a, T> {
 }
 
 impl<T> Builder<'_, T> {
+    /// As [`Grants::copy`].
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if the guest has granted no such page.
+    pub fn copy<'a>(
+        &mut self,
+        copier: &'a mut Copier,
+        gref: u32,
+        pairs: usize,
+    ) -> Result<&'a [u64]> {
+        self.grants.copy(gref, pairs, copier)
+    }
+
     /// Adds a piece of guest memory: grant reference, offset and length in bytes. May sleep.
     ///
     /// # Errors

@@ -257,19 +257,17 @@ impl Ring {
         };
         let copier = match copier {
             Some(copier) => copier,
-            None => copier.insert(Copier::new(self.domid)?),
+            None => copier.insert(Copier::new()?),
         };
         let mut segments = indirect.segments();
-        let mut words = usize::from(indirect.count()).saturating_mul(2);
+        let mut left = usize::from(indirect.count());
         for page in indirect.pages() {
             // The guest may change its page from here on; what counts is the copy.
-            let copy = copier.copy(*page, words)?;
-            words = words.saturating_sub(copy.len());
-            for pair in copy.chunks_exact(2) {
-                if let [gref, sectors] = pair {
-                    let segment = segments.add(*gref, *sectors)?;
-                    builder.add(segment.gref(), segment.offset(), segment.len())?;
-                }
+            let copy = builder.copy(copier, *page, left)?;
+            left = left.saturating_sub(copy.len());
+            for pair in copy {
+                let segment = segments.add(*pair as u32, (*pair >> 32) as u32)?;
+                builder.add(segment.gref(), segment.offset(), segment.len())?;
             }
         }
         segments.finish()?;

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copying between a guest's pages and ours, by Xen: many copies in one hypercall.
+//!
+//! C header: [`include/xen/interface/grant_table.h`](srctree/include/xen/interface/grant_table.h)
+//! (`GNTTABOP_copy`)
+
+use core::ptr::NonNull;
+use kernel::prelude::*;
+
+use crate::{
+    io::Direction,
+    params,
+    raw, //
+};
+
+/// Copies that go into one hypercall at most.
+const BATCH: usize = 64;
+
+/// A private copy of a guest's page.
+#[repr(C, align(4096))]
+struct CopiedPage([u64; PAIRS_PER_PAGE]);
+
+const PAIRS_PER_PAGE: usize = blkif::abi::PAGE_SIZE as usize / 8;
+
+/// Copies of what guests say about a request: whatever the guest does to its page later, the copy stays.
+///
+/// # Invariants
+///
+/// The page begins at a multiple of its size.
+pub struct Copier {
+    page: KBox<CopiedPage>,
+}
+
+impl Copier {
+    /// Creates a copier. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        let mut page = KBox::<CopiedPage>::new_uninit(GFP_KERNEL | __GFP_NOWARN)?;
+        // SAFETY: The memory is ours, and zeroes are valid for an array of integers.
+        let page = unsafe {
+            page.as_mut_ptr().write_bytes(0, 1);
+            page.assume_init()
+        };
+        // INVARIANT: Allocations are aligned as their type wants it.
+        Ok(Self { page })
+    }
+
+    /// The first `pairs` pairs of words of the copy.
+    pub(crate) fn pairs(&self, pairs: usize) -> &[u64] {
+        let (pairs, _) = self.page.0.split_at(pairs.min(PAIRS_PER_PAGE));
+        pairs
+    }
+
+    /// Has Xen copy the first `pairs` pairs of words of the page behind a grant of the domain `domid`.
+    pub(crate) fn copy_granted(&mut self, domid: u16, gref: u32, pairs: usize) -> Result {
+        let mut op: raw::gnttab_copy = pin_init::zeroed();
+        // SAFETY: The operation may be written. The page is memory of the kernel's linear mapping, at
+        // least as long as what is copied to it, and nobody else looks at it.
+        unsafe {
+            let page = raw::virt_to_page(self.page.0.as_mut_ptr().cast());
+            let len = pairs.min(PAIRS_PER_PAGE).wrapping_mul(8) as u32;
+            raw::gnttab_set_copy_from(&mut op, domid, gref, page, 0, len);
+            raw::gnttab_batch_copy(&mut op, 1);
+        }
+        if op.status == raw::GNTST_okay as i16 {
+            Ok(())
+        } else {
+            Err(EFAULT)
+        }
+    }
+
+    /// Copies the first `pairs` pairs of words of a page that is mapped.
+    ///
+    /// # Safety
+    ///
+    /// A grant is mapped into `page`, and stays so during the call.
+    pub(crate) unsafe fn copy_mapped(&mut self, page: NonNull<raw::page>, pairs: usize) {
+        // SAFETY: The page is valid.
+        let from = unsafe { raw::page_address(page.as_ptr()) }.cast::<u64>();
+        for (index, to) in self.page.0.iter_mut().take(pairs).enumerate() {
+            // SAFETY: A page is mapped there by the caller's guarantee, and the index lies within it. The
+            // guest may write to it at any time: it is read once.
+            *to = unsafe { from.add(index).read_volatile() };
+        }
+    }
+}
+
+/// A page of the kernel's memory.
+///
+/// # Invariants
+///
+/// The page is allocated, and one reference to it is ours.
+pub(crate) struct OwnPage(NonNull<raw::page>);
+
+// SAFETY: A page may be used and freed in any task.
+unsafe impl Send for OwnPage {}
+
+impl OwnPage {
+    /// Allocates a page of zeroes: nothing that was in it before can get to a guest. May sleep, unless in a
+    /// scope that forbids it.
+    fn new() -> Option<Self> {
+        // SAFETY: May be called in this context.
+        let page = unsafe { raw::alloc_page_zeroed() };
+        // INVARIANT: The page is ours.
+        NonNull::new(page).map(Self)
+    }
+
+    pub(crate) fn into_raw(self) -> NonNull<raw::page> {
+        let page = self.0;
+        core::mem::forget(self);
+        page
+    }
+
+    /// # Safety
+    ///
+    /// `page` comes from [`OwnPage::into_raw`], once.
+    unsafe fn from_raw(page: NonNull<raw::page>) -> Self {
+        // INVARIANT: By the caller's guarantee.
+        Self(page)
+    }
+}
+
+impl Drop for OwnPage {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours by the type invariant.
+        unsafe { raw::put_page(self.0.as_ptr()) }
+    }
+}
+
+/// Copies that are to be made, and pages of ours for them.
+///
+/// # Invariants
+///
+/// The vectors have room for [`BATCH`] elements.
+pub(crate) struct Copies<S> {
+    domid: u16,
+    ops: KVec<raw::gnttab_copy>,
+    /// What each operation is for.
+    whose: KVec<S>,
+    /// Pages that are not in use.
+    pages: KVec<OwnPage>,
+}
+
+impl<S> Copies<S> {
+    /// Prepares to copy from and to the domain `domid`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(domid: u16) -> Result<Self> {
+        // INVARIANT: The room is allocated here.
+        Ok(Self {
+            domid,
+            ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            whose: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            pages: KVec::new(),
+        })
+    }
+
+    /// A page, which is given back by [`Copies::put`]. May sleep.
+    pub(crate) fn page(&mut self) -> Option<NonNull<raw::page>> {
+        self.pages
+            .pop()
+            .or_else(OwnPage::new)
+            .map(OwnPage::into_raw)
+    }
+
+    /// Takes a page back.
+    ///
+    /// # Safety
+    ///
+    /// The page comes from [`Copies::page`], and is given back once.
+    pub(crate) unsafe fn put(&mut self, page: NonNull<raw::page>) {
+        // SAFETY: By the caller's guarantee.
+        let page = unsafe { OwnPage::from_raw(page) };
+        let len = self.pages.len();
+        // SAFETY: The page is valid. One that somebody still holds, as a network card that sends it
+        // again, is not used again.
+        if len >= params::max_buffer_pages() || unsafe { raw::page_count(page.0.as_ptr()) } > 1 {
+            return;
+        }
+        if len == self.pages.capacity() {
+            // If this fails, there is no room, and the page is freed.
+            let _ = self.pages.reserve(len.max(8), GFP_KERNEL | __GFP_NOWARN);
+        }
+        let _ = self.pages.push_within_capacity(page);
+    }
+
+    /// Is there no room for another operation?
+    pub(crate) fn is_full(&self) -> bool {
+        self.ops.len() >= BATCH
+    }
+
+    /// Adds an operation, for which there must be room: from the guest for a write to the disk, to the
+    /// guest for a read.
+    ///
+    /// # Safety
+    ///
+    /// `page` is from [`Copies::page`], and nobody uses it until [`Copies::flush`]; `offset` and `len` are
+    /// within it.
+    pub(crate) unsafe fn add(
+        &mut self,
+        direction: Direction,
+        gref: u32,
+        page: NonNull<raw::page>,
+        offset: u32,
+        len: u32,
+        whose: S,
+    ) {
+        let mut op: raw::gnttab_copy = pin_init::zeroed();
+        // SAFETY: The operation may be written, the page is valid.
+        unsafe {
+            match direction {
+                Direction::Write => {
+                    raw::gnttab_set_copy_from(
+                        &mut op,
+                        self.domid,
+                        gref,
+                        page.as_ptr(),
+                        offset,
+                        len,
+                    );
+                }
+                Direction::Read => {
+                    raw::gnttab_set_copy_to(&mut op, self.domid, gref, page.as_ptr(), offset, len);
+                }
+            }
+        }
+        let _ = self.ops.push_within_capacity(op);
+        let _ = self.whose.push_within_capacity(whose);
+    }
+
+    /// Has all operations done; `then` is told of each with the error of the grant table, if there was one. May sleep.
+    pub(crate) fn flush(&mut self, mut then: impl FnMut(&mut S, core::result::Result<(), i16>)) {
+        if self.ops.is_empty() {
+            return;
+        }
+        // SAFETY: The array has `len` elements; what they name may be copied by the guarantees of `add`.
+        unsafe { raw::gnttab_batch_copy(self.ops.as_mut_ptr(), self.ops.len() as u32) };
+        for (whose, op) in self.whose.iter_mut().zip(&self.ops) {
+            then(
+                whose,
+                if op.status == raw::GNTST_okay as i16 {
+                    Ok(())
+                } else {
+                    Err(op.status)
+                },
+            );
+        }
+        self.ops.clear();
+        self.whose.clear();
+    }
+
+    /// Are there pages that are not in use?
+    pub(crate) fn has_spare(&self) -> bool {
+        !self.pages.is_empty()
+    }
+
+    /// Frees them. May sleep.
+    pub(crate) fn trim(&mut self) {
+        self.pages = KVec::new();
+    }
+}

@@ -43,11 +43,10 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    clock, evtchn,
-    grant::{
-        Copier,
-        Grants, //
-    },
+    clock,
+    copy::Copier,
+    evtchn,
+    grant::Grants,
     io::{
         Done,
         Spares, //
@@ -500,6 +499,7 @@ impl Ring {
                 irq.notify();
             }
         }
+        counts.pages(grants.take_ways());
         self.stats.add(counts);
         if barrier {
             self.gate.open();

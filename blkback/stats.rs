@@ -22,6 +22,7 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
+    grant::Ways,
     log::Limit,
     sysfs::{
         Attribute,
@@ -105,6 +106,10 @@ counters! {
     /// Requests that are not counted above: they are against the protocol, or for something that
     /// was not offered.
     refused: c"refused",
+    /// Pages of the guest that were mapped for a request, copied, or mapped already.
+    mapped: c"pages_mapped",
+    copied: c"pages_copied",
+    persistent: c"pages_persistent",
 }
 
 /// Counters of a histogram. Counter n is for times below 2^n microseconds that are not in the one
@@ -175,6 +180,13 @@ impl Counts {
             _ => &mut self.sectors_written,
         };
         *total = total.wrapping_add(sectors);
+    }
+
+    /// So many pages have been made accessible.
+    pub(crate) fn pages(&mut self, ways: Ways) {
+        self.mapped = self.mapped.wrapping_add(i64::from(ways.mapped));
+        self.copied = self.copied.wrapping_add(i64::from(ways.copied));
+        self.persistent = self.persistent.wrapping_add(i64::from(ways.persistent));
     }
 }
 

@@ -5,10 +5,14 @@
 //! C header: [`include/xen/interface/grant_table.h`](srctree/include/xen/interface/grant_table.h)
 //! (`GNTTABOP_copy`)
 
-use core::ptr::NonNull;
+use core::{
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
 use kernel::prelude::*;
 
 use crate::{
+    grant::Slot,
     io::Direction,
     params,
     raw, //
@@ -16,6 +20,10 @@ use crate::{
 
 /// Copies that go into one hypercall at most.
 const BATCH: usize = 64;
+
+/// Pages of dom0's memory that the requests of one ring can have at a time: a guest must not be able to
+/// use it up with rings that are many and long. More is mapped.
+const MAX_PAGES: usize = 256;
 
 /// A private copy of a guest's page.
 #[repr(C, align(4096))]
@@ -57,15 +65,16 @@ impl Copier {
 
     /// Has Xen copy the first `pairs` pairs of words of the page behind a grant of the domain `domid`.
     pub(crate) fn copy_granted(&mut self, domid: u16, gref: u32, pairs: usize) -> Result {
-        let mut op: raw::gnttab_copy = pin_init::zeroed();
-        // SAFETY: The operation may be written. The page is memory of the kernel's linear mapping, at
-        // least as long as what is copied to it, and nobody else looks at it.
-        unsafe {
+        let mut op = MaybeUninit::uninit();
+        // SAFETY: The operation is written as a whole. The page is memory of the kernel's linear mapping,
+        // at least as long as what is copied to it, and nobody else looks at it.
+        let op = unsafe {
             let page = raw::virt_to_page(self.page.0.as_mut_ptr().cast());
             let len = pairs.min(PAIRS_PER_PAGE).wrapping_mul(8) as u32;
-            raw::gnttab_set_copy_from(&mut op, domid, gref, page, 0, len);
-            raw::gnttab_batch_copy(&mut op, 1);
-        }
+            raw::gnttab_set_copy_from(op.as_mut_ptr(), domid, gref, page, 0, len);
+            raw::gnttab_batch_copy(op.as_mut_ptr(), 1);
+            op.assume_init()
+        };
         if op.status == raw::GNTST_okay as i16 {
             Ok(())
         } else {
@@ -135,17 +144,19 @@ impl Drop for OwnPage {
 ///
 /// # Invariants
 ///
-/// The vectors have room for [`BATCH`] elements.
-pub(crate) struct Copies<S> {
+/// Free pages and those in use are at most [`MAX_PAGES`]. The vectors have room for [`BATCH`] elements.
+pub(crate) struct Copies {
     domid: u16,
     ops: KVec<raw::gnttab_copy>,
-    /// What each operation is for.
-    whose: KVec<S>,
+    /// For which slot each operation is.
+    whose: KVec<NonNull<Slot>>,
     /// Pages that are not in use.
     pages: KVec<OwnPage>,
+    /// How many are.
+    in_use: usize,
 }
 
-impl<S> Copies<S> {
+impl Copies {
     /// Prepares to copy from and to the domain `domid`. May sleep.
     ///
     /// # Errors
@@ -158,15 +169,19 @@ impl<S> Copies<S> {
             ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             whose: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             pages: KVec::new(),
+            in_use: 0,
         })
     }
 
-    /// A page, which is given back by [`Copies::put`]. May sleep.
+    /// A page, which is given back by [`Copies::put`]; `None` if enough are in use, or there is no memory.
+    /// May sleep.
     pub(crate) fn page(&mut self) -> Option<NonNull<raw::page>> {
-        self.pages
-            .pop()
-            .or_else(OwnPage::new)
-            .map(OwnPage::into_raw)
+        if self.in_use >= MAX_PAGES {
+            return None;
+        }
+        let page = self.pages.pop().or_else(OwnPage::new)?;
+        self.in_use = self.in_use.wrapping_add(1);
+        Some(page.into_raw())
     }
 
     /// Takes a page back.
@@ -177,6 +192,7 @@ impl<S> Copies<S> {
     pub(crate) unsafe fn put(&mut self, page: NonNull<raw::page>) {
         // SAFETY: By the caller's guarantee.
         let page = unsafe { OwnPage::from_raw(page) };
+        self.in_use = self.in_use.wrapping_sub(1);
         let len = self.pages.len();
         // SAFETY: The page is valid. One that somebody still holds, as a network card that sends it
         // again, is not used again.
@@ -209,33 +225,32 @@ impl<S> Copies<S> {
         page: NonNull<raw::page>,
         offset: u32,
         len: u32,
-        whose: S,
+        slot: NonNull<Slot>,
     ) {
-        let mut op: raw::gnttab_copy = pin_init::zeroed();
-        // SAFETY: The operation may be written, the page is valid.
-        unsafe {
+        let mut op = MaybeUninit::uninit();
+        let to = op.as_mut_ptr();
+        let page = page.as_ptr();
+        // SAFETY: The operation is written as a whole, the page is valid.
+        let op = unsafe {
             match direction {
                 Direction::Write => {
-                    raw::gnttab_set_copy_from(
-                        &mut op,
-                        self.domid,
-                        gref,
-                        page.as_ptr(),
-                        offset,
-                        len,
-                    );
+                    raw::gnttab_set_copy_from(to, self.domid, gref, page, offset, len);
                 }
                 Direction::Read => {
-                    raw::gnttab_set_copy_to(&mut op, self.domid, gref, page.as_ptr(), offset, len);
+                    raw::gnttab_set_copy_to(to, self.domid, gref, page, offset, len);
                 }
             }
-        }
+            op.assume_init()
+        };
         let _ = self.ops.push_within_capacity(op);
-        let _ = self.whose.push_within_capacity(whose);
+        let _ = self.whose.push_within_capacity(slot);
     }
 
     /// Has all operations done; `then` is told of each with the error of the grant table, if there was one. May sleep.
-    pub(crate) fn flush(&mut self, mut then: impl FnMut(&mut S, core::result::Result<(), i16>)) {
+    pub(crate) fn flush(
+        &mut self,
+        mut then: impl FnMut(&mut NonNull<Slot>, core::result::Result<(), i16>),
+    ) {
         if self.ops.is_empty() {
             return;
         }

@@ -23,7 +23,12 @@ use kernel::{
 
 use crate::{
     clock::jiffies,
+    copy::{
+        Copier,
+        Copies, //
+    },
     io::{
+        Direction,
         Done,
         Finished,
         Mapped,
@@ -52,8 +57,8 @@ const FIRST_ROOM: usize = 64;
 ///
 /// # Invariants
 ///
-/// `page` comes from a [`PagePool`], and is what `backing` says. A slot belongs to one request of
-/// the [`Grants`] that made it, and is given back to it once.
+/// `page` comes from where `backing` says. A slot belongs to one request of the [`Grants`] that made
+/// it, and is given back to it once.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
     page: NonNull<raw::page>,
@@ -61,15 +66,19 @@ pub(crate) struct Slot {
     backing: Backing,
 }
 
-/// What is in the page of a slot.
+/// What is in the page of a slot, and where it comes from.
 #[derive(Clone, Copy)]
 enum Backing {
-    /// Nothing; the page belongs to the slot.
+    /// Nothing; the page comes from the [`PagePool`].
     Nothing,
-    /// The grant, mapped with this handle for this slot alone.
+    /// The grant, mapped with this handle for this slot alone into a page of the [`PagePool`].
     Mapped(u32),
-    /// The grant, which stays mapped; the slot is one of its users.
+    /// The grant, which stays mapped in the page of a [`Mapping`]; the slot is one of its users.
     Kept(Index),
+    /// Nothing yet, or nothing that the guest has got; the page comes from [`Copies`].
+    Own,
+    /// A copy of what is in the guest's page, or will be; the page comes from [`Copies`].
+    Copied,
 }
 
 impl Slot {
@@ -77,9 +86,9 @@ impl Slot {
         self.page
     }
 
-    /// Is the grant in the page?
-    pub(crate) fn is_mapped(&self) -> bool {
-        !matches!(self.backing, Backing::Nothing)
+    /// Can the page be used for I/O?
+    pub(crate) fn is_ready(&self) -> bool {
+        !matches!(self.backing, Backing::Nothing | Backing::Own)
     }
 }
 
@@ -124,12 +133,23 @@ impl Kept {
     }
 }
 
+/// How the pages of requests were made ready.
+#[derive(Default)]
+pub struct Ways {
+    /// Pages mapped for a request, or to stay.
+    pub mapped: u32,
+    /// Pages whose data are copied.
+    pub copied: u32,
+    /// Pages that were mapped already.
+    pub persistent: u32,
+}
+
 /// The grants of one ring's requests.
 ///
 /// # Invariants
 ///
 /// The vectors have room for [`BATCH`] elements and are empty between calls. During a call, the
-/// slots are those of requests that the call owns, each of them once.
+/// slots are those of requests that the call owns, each of them once. So are those of `copies`.
 pub struct Grants {
     domid: u16,
     /// Whose requests they are, for log lines, and the limit of these.
@@ -138,6 +158,9 @@ pub struct Grants {
     pool: PagePool,
     /// None if the frontend does not use persistent grants.
     kept: Option<Kept>,
+    /// None if it does.
+    copies: Option<Copies>,
+    ways: Ways,
     map_ops: KVec<raw::gnttab_map_grant_ref>,
     unmap_ops: KVec<raw::gnttab_unmap_grant_ref>,
     pages: KVec<*mut raw::page>,
@@ -167,6 +190,12 @@ impl Grants {
                 overflow: false,
                 last_purge: jiffies(),
             }),
+            copies: if persistent {
+                None
+            } else {
+                Some(Copies::new(domid)?)
+            },
+            ways: Ways::default(),
             map_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             unmap_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
@@ -174,14 +203,27 @@ impl Grants {
         })
     }
 
-    /// A slot for a grant, which is mapped already if it is a persistent one. May sleep.
+    /// A slot for a grant, which is mapped already if it is a persistent one; else the grant is going to
+    /// be copied if that is `cheap`, and if there is memory, or mapped. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn slot(&mut self, gref: u32) -> Result<Slot> {
+    pub(crate) fn slot(&mut self, gref: u32, cheap: bool) -> Result<Slot> {
+        if cheap {
+            if let Some(page) = self.copies.as_mut().and_then(Copies::page) {
+                self.ways.copied = self.ways.copied.wrapping_add(1);
+                // INVARIANT: The page is from there.
+                return Ok(Slot {
+                    page,
+                    gref,
+                    backing: Backing::Own,
+                });
+            }
+        }
         if let Some(kept) = &mut self.kept {
             if let Some((index, mapping)) = kept.table.acquire(gref) {
+                self.ways.persistent = self.ways.persistent.wrapping_add(1);
                 // INVARIANT: The mapping stays as long as it has a user, which this slot is now.
                 return Ok(Slot {
                     page: mapping.page,
@@ -190,12 +232,18 @@ impl Grants {
                 });
             }
         }
+        self.ways.mapped = self.ways.mapped.wrapping_add(1);
         // INVARIANT: The page comes from a pool, and is not mapped.
         Ok(Slot {
             page: self.pool.get()?,
             gref,
             backing: Backing::Nothing,
         })
+    }
+
+    /// How pages were made ready since the last call.
+    pub fn take_ways(&mut self) -> Ways {
+        core::mem::take(&mut self.ways)
     }
 
     /// Copies the first `pairs` pairs of words (at most as many as there are) of the page behind a grant. If that is a
@@ -210,11 +258,10 @@ impl Grants {
         pairs: usize,
         copier: &'a mut Copier,
     ) -> Result<&'a [u64]> {
-        let pairs = pairs.min(PAIRS_PER_PAGE);
         if !self.copy_kept(gref, pairs, copier) {
             copier.copy_granted(self.domid, gref, pairs)?;
         }
-        copier.page.0.get(..pairs).ok_or(EINVAL)
+        Ok(copier.pairs(pairs))
     }
 
     /// Whether the grant is, or could be made, a persistent one that is mapped, and has been copied.
@@ -277,15 +324,29 @@ impl Grants {
 
     /// Takes back a slot that nothing has been mapped for. May sleep.
     pub(crate) fn put_back(&mut self, slot: Slot) {
-        match (slot.backing, &mut self.kept) {
-            (Backing::Nothing, _) => self.pool.put(slot.page),
-            (Backing::Kept(index), Some(kept)) => kept.table.release(index, jiffies() as u64),
-            (Backing::Kept(_), None) | (Backing::Mapped(_), _) => {}
+        let Self {
+            pool, kept, copies, ..
+        } = self;
+        match slot.backing {
+            Backing::Nothing => pool.put(slot.page),
+            Backing::Kept(index) => {
+                if let Some(kept) = kept {
+                    kept.table.release(index, jiffies() as u64);
+                }
+            }
+            Backing::Own | Backing::Copied => {
+                if let Some(copies) = copies {
+                    // SAFETY: By the slot's invariant.
+                    unsafe { copies.put(slot.page) };
+                }
+            }
+            Backing::Mapped(_) => {}
         }
     }
 
-    /// Maps the grants of all requests in `staged` that are not, and hands each request to `then`:
-    /// mapped, or, if one of its grants could not be mapped, done with an error. May sleep.
+    /// Makes the pages of all requests in `staged` ready, by mapping their grants or, for a write, copying
+    /// them, and hands each request to `then`: ready, or, if that could not be done for one of its
+    /// grants, done with an error. May sleep.
     pub fn map<T>(
         &mut self,
         staged: &mut List<Staged<T>>,
@@ -294,39 +355,62 @@ impl Grants {
         // Requests all of whose operations are in the batch, or have been done.
         let mut whole = List::new();
         while let Some(mut request) = staged.pop() {
+            let direction = request.direction();
             // A persistent grant serves requests of both directions.
-            let flags = if request.guest_memory_is_source() && self.kept.is_none() {
+            let flags = if direction == Direction::Write && self.kept.is_none() {
                 raw::GNTMAP_HOST_MAP | raw::GNTMAP_READONLY
             } else {
                 raw::GNTMAP_HOST_MAP
             };
-            for slot in request.slots_mut() {
-                if slot.is_mapped() {
-                    continue;
-                }
-                if self.map_ops.len() >= BATCH {
+            for (slot, vec) in request.pieces_mut() {
+                let map = match slot.backing {
+                    Backing::Nothing => true,
+                    Backing::Own if direction == Direction::Write => false,
+                    Backing::Own => {
+                        // What the device reads is going to be copied.
+                        slot.backing = Backing::Copied;
+                        continue;
+                    }
+                    _ => continue,
+                };
+                if self.map_ops.len() >= BATCH || self.copies.as_ref().is_some_and(Copies::is_full)
+                {
                     self.map_batch();
                     while let Some(request) = whole.pop() {
                         then(Staged::mapped(request));
                     }
                 }
-                let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
-                // SAFETY: The operation may be written, the page is valid.
-                unsafe {
-                    raw::gnttab_set_map_op(
-                        &mut op,
-                        slot.page.as_ptr(),
-                        flags,
-                        slot.gref,
-                        self.domid,
-                    )
-                };
-                // There is room.
+                // There is room in either batch.
                 //
                 // INVARIANT: The slot's request is in `whole` or at hand until the batch is done.
-                let _ = self.map_ops.push_within_capacity(op);
-                let _ = self.pages.push_within_capacity(slot.page.as_ptr());
-                let _ = self.slots.push_within_capacity(NonNull::from(slot));
+                if map {
+                    let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
+                    // SAFETY: The operation may be written, the page is valid.
+                    unsafe {
+                        raw::gnttab_set_map_op(
+                            &mut op,
+                            slot.page.as_ptr(),
+                            flags,
+                            slot.gref,
+                            self.domid,
+                        )
+                    };
+                    let _ = self.map_ops.push_within_capacity(op);
+                    let _ = self.pages.push_within_capacity(slot.page.as_ptr());
+                    let _ = self.slots.push_within_capacity(NonNull::from(slot));
+                } else if let Some(copies) = &mut self.copies {
+                    // SAFETY: By the slot's invariant the page is from there; the vector lies within the page.
+                    unsafe {
+                        copies.add(
+                            direction,
+                            slot.gref,
+                            slot.page,
+                            vec.bv_offset,
+                            vec.bv_len,
+                            NonNull::from(slot),
+                        )
+                    };
+                }
             }
             whole.push(request);
         }
@@ -336,7 +420,25 @@ impl Grants {
         }
     }
 
+    /// Has Xen do what is in the batches of [`Grants::map`].
     fn map_batch(&mut self) {
+        if let Some(copies) = &mut self.copies {
+            copies.flush(|slot, result| {
+                // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
+                let slot = unsafe { slot.as_mut() };
+                match result {
+                    // INVARIANT: The page stays what it is.
+                    Ok(()) => slot.backing = Backing::Copied,
+                    Err(status) if self.log.permits(&self.name) => pr_warn!(
+                        "{}: grant {} of a request cannot be copied (grant table error {})\n",
+                        &*self.name,
+                        slot.gref,
+                        status
+                    ),
+                    Err(_) => {}
+                }
+            });
+        }
         if self.map_ops.is_empty() {
             return;
         }
@@ -382,12 +484,12 @@ impl Grants {
         self.slots.clear();
     }
 
-    /// Takes the slots of the requests in `done` back, unmaps the grants that are not kept, and
-    /// hands what remains of each request to `then`. May sleep.
+    /// Takes the slots of the requests in `done` back, copies to the guest what has been read for it,
+    /// unmaps the grants that are not kept, and hands what remains of each request to `then`. May sleep.
     ///
     /// A request one of whose pages is still held by somebody, as by a network card that sends it
     /// again, goes to `held` instead: the guest must not get its memory back before. A persistent
-    /// grant is not given back to the guest, so its page does not matter.
+    /// grant is not given back to the guest, so its page does not matter, and neither does a page of ours.
     pub fn unmap<T>(
         &mut self,
         done: &mut List<Done<T>>,
@@ -405,26 +507,88 @@ impl Grants {
                 held.push(request);
                 continue;
             }
-            for slot in request.slots_mut() {
-                match (slot.backing, &mut self.kept) {
-                    (Backing::Kept(index), Some(kept)) => kept.table.release(index, now),
-                    (Backing::Mapped(handle), _) => {
+            let has_data = request.has_data_for_guest();
+            for (slot, vec) in request.pieces_mut() {
+                match slot.backing {
+                    Backing::Mapped(handle) => {
                         if self.unmap_ops.len() >= BATCH {
-                            self.unmap_batch();
-                            while let Some(request) = whole.pop() {
-                                then(Done::finish(request));
-                            }
+                            self.finish_batch(&mut whole, &mut then);
                         }
                         self.unmap_later(slot.page, handle);
                     }
-                    (Backing::Nothing, _) => self.pool.put(slot.page),
-                    (Backing::Kept(_), None) => {}
+                    Backing::Copied if has_data => {
+                        if self.copies.as_ref().is_some_and(Copies::is_full) {
+                            self.finish_batch(&mut whole, &mut then);
+                        }
+                        if let Some(copies) = &mut self.copies {
+                            // SAFETY: By the slot's invariant the page is from there; the vector lies within the
+                            // page.
+                            //
+                            // INVARIANT: The slot's request is in `whole` or at hand until the batch is done.
+                            unsafe {
+                                copies.add(
+                                    Direction::Read,
+                                    slot.gref,
+                                    slot.page,
+                                    vec.bv_offset,
+                                    vec.bv_len,
+                                    NonNull::from(slot),
+                                )
+                            };
+                        }
+                    }
+                    Backing::Kept(index) => {
+                        if let Some(kept) = &mut self.kept {
+                            kept.table.release(index, now);
+                        }
+                    }
+                    Backing::Nothing => self.pool.put(slot.page),
+                    // These are given back when the batch is done.
+                    Backing::Own | Backing::Copied => {}
                 }
             }
             whole.push(request);
         }
+        self.finish_batch(&mut whole, &mut then);
+    }
+
+    /// Has Xen do what is in the batches of [`Grants::unmap`], which is all that the requests in `whole`
+    /// wait for.
+    fn finish_batch<T>(&mut self, whole: &mut List<Done<T>>, then: &mut impl FnMut(Finished<T>)) {
         self.unmap_batch();
-        while let Some(request) = whole.pop() {
+        if let Some(copies) = &mut self.copies {
+            copies.flush(|slot, result| {
+                if let Err(status) = result {
+                    // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
+                    let slot = unsafe { slot.as_mut() };
+                    // INVARIANT: The page stays what it is.
+                    slot.backing = Backing::Own;
+                    if self.log.permits(&self.name) {
+                        pr_warn!(
+                            "{}: grant {} of a request cannot be copied to (grant table error {})\n",
+                            &*self.name,
+                            slot.gref,
+                            status
+                        );
+                    }
+                }
+            });
+        }
+        while let Some(mut request) = whole.pop() {
+            if let Some(copies) = &mut self.copies {
+                let mut failed = false;
+                for slot in request.slots() {
+                    if let Backing::Own | Backing::Copied = slot.backing {
+                        failed |= matches!(slot.backing, Backing::Own);
+                        // SAFETY: By the slot's invariant the page is from there; this is where it is given
+                        // back.
+                        unsafe { copies.put(slot.page) };
+                    }
+                }
+                if failed {
+                    request.fail(EFAULT);
+                }
+            }
             then(request.finish());
         }
     }
@@ -519,6 +683,7 @@ impl Grants {
     /// Is there memory that [`Grants::give_back`] could return, now or later?
     pub fn has_spare(&self) -> bool {
         self.pool.has_spare()
+            || self.copies.as_ref().is_some_and(Copies::has_spare)
             || self
                 .kept
                 .as_ref()
@@ -533,6 +698,9 @@ impl Grants {
             self.evict(kept.table.len(), until);
         }
         self.pool.trim();
+        if let Some(copies) = &mut self.copies {
+            copies.trim();
+        }
         let Some(kept) = &mut self.kept else {
             return true;
         };
@@ -559,70 +727,4 @@ impl Drop for Grants {
 fn is_referenced(page: NonNull<raw::page>) -> bool {
     // SAFETY: Pages in slots and mappings are valid.
     unsafe { raw::page_count(page.as_ptr()) > 1 }
-}
-
-/// A private copy of a guest's page.
-#[repr(C, align(4096))]
-struct CopiedPage([u64; PAIRS_PER_PAGE]);
-
-const PAIRS_PER_PAGE: usize = blkif::abi::PAGE_SIZE as usize / 8;
-
-/// Copies of guests' pages: whatever the guest does to its page later, the copy stays.
-///
-/// # Invariants
-///
-/// The page begins at a multiple of its size.
-pub struct Copier {
-    page: KBox<CopiedPage>,
-}
-
-impl Copier {
-    /// Creates a copier. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn new() -> Result<Self> {
-        let mut page = KBox::<CopiedPage>::new_uninit(GFP_KERNEL | __GFP_NOWARN)?;
-        // SAFETY: The memory is ours, and zeroes are valid for an array of integers.
-        let page = unsafe {
-            page.as_mut_ptr().write_bytes(0, 1);
-            page.assume_init()
-        };
-        // INVARIANT: Allocations are aligned as their type wants it.
-        Ok(Self { page })
-    }
-
-    /// Has Xen copy up to [`PAIRS_PER_PAGE`] pairs from the page behind a grant of the domain `domid`.
-    fn copy_granted(&mut self, domid: u16, gref: u32, pairs: usize) -> Result {
-        // SAFETY: The page is memory of the kernel's linear mapping, and at least as long.
-        let status = unsafe {
-            raw::gnttab_copy_from(
-                domid,
-                gref,
-                self.page.0.as_mut_ptr().cast(),
-                pairs.min(PAIRS_PER_PAGE).wrapping_mul(8) as u32,
-            )
-        };
-        if status == raw::GNTST_okay as i32 {
-            Ok(())
-        } else {
-            Err(EFAULT)
-        }
-    }
-
-    /// Copies the beginning of a page that is mapped.
-    ///
-    /// # Safety
-    ///
-    /// A grant is mapped into `page`, and stays so during the call.
-    unsafe fn copy_mapped(&mut self, page: NonNull<raw::page>, pairs: usize) {
-        // SAFETY: The page is valid.
-        let from = unsafe { raw::page_address(page.as_ptr()) }.cast::<u64>();
-        for (index, to) in self.page.0.iter_mut().take(pairs).enumerate() {
-            // SAFETY: A page is mapped there by the caller's guarantee, and the index lies within it. The
-            // guest may write to it at any time: it is read once.
-            *to = unsafe { from.add(index).read_volatile() };
-        }
-    }
 }

@@ -24,23 +24,6 @@
 #define __rust_helper
 #endif
 
-/* Copies the beginning of a granted page to that of a page of ours; gives the GNTST_ status. */
-__rust_helper int rust_helper_gnttab_copy_from(domid_t domid, grant_ref_t gref, void *page,
-					       unsigned int len)
-{
-	struct gnttab_copy op = {
-		.source.u.ref = gref,
-		.source.domid = domid,
-		.dest.u.gmfn = virt_to_gfn(page),
-		.dest.domid = DOMID_SELF,
-		.len = len,
-		.flags = GNTCOPY_source_gref,
-	};
-
-	gnttab_batch_copy(&op, 1);
-	return op.status;
-}
-
 __rust_helper unsigned int rust_helper_num_online_cpus(void)
 {
 	return num_online_cpus();
@@ -149,6 +132,55 @@ __rust_helper void rust_helper_gnttab_set_unmap_op(struct gnttab_unmap_grant_ref
 						   grant_handle_t handle)
 {
 	gnttab_set_unmap_op(op, (unsigned long)page_address(page), flags, handle);
+}
+
+/* An operation that copies from a granted page to the same place in a page of ours. */
+__rust_helper void rust_helper_gnttab_set_copy_from(struct gnttab_copy *op, domid_t domid,
+						    grant_ref_t gref, struct page *page,
+						    unsigned int offset, unsigned int len)
+{
+	*op = (struct gnttab_copy) {
+		.source.u.ref = gref,
+		.source.domid = domid,
+		.source.offset = offset,
+		.dest.u.gmfn = xen_page_to_gfn(page),
+		.dest.domid = DOMID_SELF,
+		.dest.offset = offset,
+		.len = len,
+		.flags = GNTCOPY_source_gref,
+	};
+}
+
+/* The other way. */
+__rust_helper void rust_helper_gnttab_set_copy_to(struct gnttab_copy *op, domid_t domid,
+						  grant_ref_t gref, struct page *page,
+						  unsigned int offset, unsigned int len)
+{
+	*op = (struct gnttab_copy) {
+		.source.u.gmfn = xen_page_to_gfn(page),
+		.source.domid = DOMID_SELF,
+		.source.offset = offset,
+		.dest.u.ref = gref,
+		.dest.domid = domid,
+		.dest.offset = offset,
+		.len = len,
+		.flags = GNTCOPY_dest_gref,
+	};
+}
+
+__rust_helper struct page *rust_helper_alloc_page_zeroed(void)
+{
+	return alloc_page(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
+}
+
+__rust_helper void rust_helper_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+__rust_helper struct page *rust_helper_virt_to_page(void *address)
+{
+	return virt_to_page(address);
 }
 
 __rust_helper void *rust_helper_page_address(struct page *page)

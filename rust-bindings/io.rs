@@ -35,9 +35,9 @@ use kernel::{
 };
 
 use crate::{
+    copy::Copier,
     file::FileOp,
     grant::{
-        Copier,
         Grants,
         Slot, //
     },
@@ -50,6 +50,10 @@ pub const MAX_SEGMENTS: usize = blkif::abi::MAX_INDIRECT_SEGMENTS as usize;
 
 /// Segments that every request has room for: as many as fit into a slot of the ring.
 pub const INLINE_SEGMENTS: usize = blkif::abi::MAX_SEGMENTS;
+
+/// Requests of up to so many segments are copied, larger ones mapped. For 16 segments a copy still takes
+/// fewer instructions than mapping and unmapping; but these do not see what it costs to move the data.
+const COPIED_SEGMENTS: usize = INLINE_SEGMENTS;
 
 /// The driver's part of a request.
 pub trait Owner: Sized + Send + 'static {
@@ -198,10 +202,16 @@ impl<T> Inner<T> {
         unsafe { core::slice::from_raw_parts(slots, usize::from(self.count).min(room)) }
     }
 
-    fn slots_mut(&mut self) -> &mut [Slot] {
-        let (slots, _, room) = self.segments_mut();
-        // SAFETY: By the type invariant as many elements are initialised.
-        unsafe { core::slice::from_raw_parts_mut(slots, usize::from(self.count).min(room)) }
+    /// The slots, and the vector of each.
+    fn pieces_mut(&mut self) -> impl Iterator<Item = (&mut Slot, &raw::bio_vec)> {
+        let count = usize::from(self.count);
+        let (slots, vecs, room) = self.segments_mut();
+        // SAFETY: By the type invariant as many elements of both arrays are initialised.
+        unsafe {
+            let slots = core::slice::from_raw_parts_mut(slots, count.min(room));
+            let vecs = core::slice::from_raw_parts(vecs, count.min(room));
+            slots.iter_mut().zip(vecs)
+        }
     }
 
     /// The pieces of memory, as the block layer reads them.
@@ -469,7 +479,7 @@ impl<T> Builder<'_, T> {
             return Err(EINVAL);
         }
         let bytes = self.inner.bytes.checked_add(len).ok_or(EINVAL)?;
-        let slot = self.grants.slot(gref)?;
+        let slot = self.grants.slot(gref, room <= COPIED_SEGMENTS)?;
         // SAFETY: There is room for the element.
         unsafe {
             slots.add(index).write(slot);
@@ -534,17 +544,17 @@ impl<T> Staged<T> {
         }
     }
 
-    pub(crate) fn slots_mut(&mut self) -> &mut [Slot] {
-        self.0.slots_mut()
+    pub(crate) fn pieces_mut(&mut self) -> impl Iterator<Item = (&mut Slot, &raw::bio_vec)> {
+        self.0.pieces_mut()
     }
 
-    pub(crate) fn guest_memory_is_source(&self) -> bool {
-        self.0.direction == Direction::Write
+    pub(crate) fn direction(&self) -> Direction {
+        self.0.direction
     }
 
     /// The next state, which depends on whether all slots have been mapped.
     pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Done<T>> {
-        if self.0.slots().iter().all(Slot::is_mapped) {
+        if self.0.slots().iter().all(Slot::is_ready) {
             // INVARIANT: Just checked; `add` has checked the vectors.
             Ok(Mapped(self.0))
         } else {
@@ -627,8 +637,20 @@ impl<T> Done<T> {
         self.0.slots()
     }
 
-    pub(crate) fn slots_mut(&mut self) -> &mut [Slot] {
-        self.0.slots_mut()
+    pub(crate) fn pieces_mut(&mut self) -> impl Iterator<Item = (&mut Slot, &raw::bio_vec)> {
+        self.0.pieces_mut()
+    }
+
+    /// Has the device read something for the guest?
+    pub(crate) fn has_data_for_guest(&self) -> bool {
+        self.0.direction == Direction::Read && self.0.result.load(Relaxed) >= 0
+    }
+
+    /// Makes it one that has failed, unless it is that already.
+    pub(crate) fn fail(&mut self, err: Error) {
+        if self.0.result.load(Relaxed) >= 0 {
+            self.0.result.store(err.to_errno(), Relaxed);
+        }
     }
 
     pub(crate) fn finish(self) -> Finished<T> {

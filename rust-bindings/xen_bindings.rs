@@ -23,6 +23,7 @@ mod raw;
 
 pub mod bdev;
 pub mod clock;
+pub mod copy;
 pub mod evtchn;
 pub mod file;
 pub mod grant;

@@ -24,10 +24,8 @@ use kernel::{
 use xen_bindings::{
     bdev,
     clock,
-    grant::{
-        Copier,
-        Grants, //
-    },
+    copy::Copier,
+    grant::Grants,
     io::{
         Builder,
         Spares,

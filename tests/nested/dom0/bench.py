@@ -70,6 +70,7 @@ class RingLoad:
 
 RING_LOADS = (
     RingLoad("ring 4k read q32", "--depth 32 --size 4 --batch 8", 4000),
+    RingLoad("ring 4k write q32", "--depth 32 --size 4 --batch 8 --reads 0", 4000),
     RingLoad("ring 4k read q32 persistent", "--depth 32 --size 4 --batch 8 --persistent", 4000),
     RingLoad("ring 4k write q32 persistent", "--depth 32 --size 4 --batch 8 --reads 0 --persistent", 4000),
     RingLoad("ring 64k read q16", "--depth 16 --size 64 --batch 4 --indirect 32", 800),

@@ -12,7 +12,8 @@ TIMEOUT = 240
 ESTIMATE = 30
 NAMES = ("oo_req", "rd_req", "wr_req", "f_req", "ds_req", "rd_sect", "wr_sect")
 ERRORS = ("rd_err", "wr_err", "f_err", "ds_err", "refused")
-OURS = (*ERRORS, "buffered_req")
+WAYS = ("pages_mapped", "pages_copied", "pages_persistent")
+OURS = (*ERRORS, *WAYS, "buffered_req")
 DEBUGFS = "/sys/kernel/debug/xen-blkback-rs"
 
 
@@ -51,6 +52,8 @@ def run(env: Env) -> None:
 
     if env.backend == "rs":
         equal([after[name] for name in ERRORS], [0] * len(ERRORS), "errors")
+        equal(sum(used[way] for way in WAYS), (used["wr_sect"] + used["rd_sect"]) // 8, f"pages that were made accessible in {used}")
+        equal(used["pages_copied"], 0, "pages copied from a frontend with persistent grants")
         equal(after["buffered_req"], 0, "buffered requests of a file with direct I/O")
         in_memory = numbers("xvdc")
         equal(in_memory["buffered_req"], in_memory["rd_req"] + in_memory["wr_req"], "buffered requests of a file in memory")

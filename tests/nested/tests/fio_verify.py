@@ -13,9 +13,9 @@ ESTIMATE = 80
 JOBS = (
     ("randwrite", "1m", "--bsrange=512-3584", 8),  # buffers lie 3584 bytes apart, so at all offsets in a page
     ("randwrite", "2m", "--bsrange=512-64k", 1),
-    ("randwrite", "12m", "--bsrange=512-1m", 32),
-    ("randrw", "8m", "--bs=4k", 32),
-    ("write", "16m", "--bs=1m", 4),
+    ("randwrite", "8m", "--bsrange=512-1m", 32),
+    ("randrw", "5m", "--bs=4k", 32),
+    ("write", "8m", "--bs=1m", 4),
 )
 
 

@@ -459,9 +459,17 @@ impl Vbd {
                 self.leave(inner);
             }
             State::Reconfiguring | State::Reconfigured | State::Invalid => {
-                self.dev
-                    .fatal(EINVAL, c"the frontend is in a state that it cannot be in");
+                self.refuse(EINVAL, c"the frontend is in a state that it cannot be in");
             }
+        }
+    }
+
+    /// Does not serve the frontend as it is, and says why unless it has caused too many lines in the log.
+    fn refuse(&self, err: Error, why: &CStr) {
+        if self.stats.log.permits(self.name()) {
+            self.dev.fatal(err, why);
+        } else {
+            self.dev.switch_state(State::Closing);
         }
     }
 
@@ -499,7 +507,7 @@ impl Vbd {
         ) {
             Ok(connection) => connection,
             Err(refusal) => {
-                self.dev.fatal(refusal.error, &refusal.what);
+                self.refuse(refusal.error, &refusal.what);
                 return;
             }
         };

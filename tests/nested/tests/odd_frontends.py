@@ -21,7 +21,7 @@ def run(env: Env) -> None:
     image = env.file("ext4", "disk", 8 << 20)
     odd = env.guest(env.disk(image, "xvda"), env.disk(env.device(8), "xvdb"), frontend=True)
     healthy = env.guest(env.disk(env.file("ext4", "healthy", 8 << 20), "xvda"))
-    healthy.sh("(while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do usleep 50000; done; touch /tmp/bad) >/dev/null 2>&1 &")
+    healthy.sh("(while dd if=/dev/xvda of=/dev/null bs=64k count=8 iflag=direct; do usleep 300000; done; touch /tmp/bad) >/dev/null 2>&1 &")
 
     for vdev in ("xvda", "xvdb"):
         front = env.store.read(f"{odd.backend(vdev)}/frontend")
@@ -39,10 +39,15 @@ def run(env: Env) -> None:
             env.store.remove(f"{front}/{node}")
         odd.sh(f"blkif-frontend verify --vdev {vdev} --requests 50 --area 1 2>&1", timeout=90)
 
-    # Hundreds of wrong requests leave a few lines, and a line that says how many there would have been.
+    # Hundreds of wrong states and requests leave a few lines, and a line that says how many there would have been.
     before, start = len(env.kernel_log.lines()), time.monotonic()
+    front = env.store.read(f"{odd.backend('xvda')}/frontend")
+    for state, times, answer in (("8", 300, "5"), ("6", 1, "6"), ("1", 1, "2")):
+        for _ in range(times):
+            env.store.write(f"{front}/state", state)
+        wait_for(lambda answer=answer: env.store.read(f"{odd.backend('xvda')}/state") == answer, 20, f"the answer to state {state}")
     odd.sh("blkif-frontend conformance --vdev xvda >/tmp/out 2>&1 || { tail -n 5 /tmp/out; exit 1; }", timeout=120)
-    lines = [line for line in env.kernel_log.lines()[before:] if f"/{odd.domid}/51712:" in line]
+    lines = [line for line in env.kernel_log.lines()[before:] if f"/{odd.domid}/51712:" in line or f"vbd-{odd.domid}-51712:" in line]
     seconds = time.monotonic() - start
     log(f"{len(lines)} lines in {seconds:.0f} s")
     check(len(lines) <= 11 * (seconds / 5 + 2), f"{len(lines)} lines about one disk in {seconds:.0f} s")

@@ -138,6 +138,8 @@ class Machine:
         argv += self.more
         drives = [(image.root, "xb-root", ",snapshot=on"), (self.directory / "tar", "xb-tar", "")]
         drives += [(self.directory / name, name, ",discard=unmap") for name in DRIVES]
+        # For a guest that is to have a Debian as its root, too.
+        drives += [(image.root, "xb-root-again", ",readonly=on")]
         for number, (path, serial, more) in enumerate(drives):
             argv += ["-drive", f"file={path},format=raw,if=none,id=d{number},cache=unsafe,aio=threads{more}",
                      "-device", f"virtio-blk-pci,drive=d{number},serial={serial}"]

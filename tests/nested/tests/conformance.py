@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 
-from lib.basics import Failure, check, equal, log, sh
+from lib.basics import Failure, check, equal, log, read, sh
 from lib.env import Env, md5
-from lib.guest import Guest
+from lib.guest import Guest, vdev_number
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 360
 ESTIMATE = 90
 SIZE = 16 << 20
-REQUESTS = 1000
+REQUESTS = 500
 
 
 def run(env: Env) -> None:
@@ -48,6 +48,11 @@ def run(env: Env) -> None:
     for vdev in ("xvda", "xvdb"):
         report = frontend(guest, f"load --vdev {vdev} --depth 32 --reads 50 --seconds 1")
         check(report["requests"] > 0 and report["errors"] == 0, f"load on {vdev}: {report}")
+    if env.backend == "rs":
+        statistics = f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number('xvda')}/statistics"
+        ways = {way: int(read(f"{statistics}/pages_{way}")) for way in ("mapped", "copied", "persistent")}
+        log(f"pages: {ways}")
+        check(all(ways.values()), f"not all ways to make a page accessible were used: {ways}")
     guest.shutdown()
     equal(md5(read_only), before, "checksum of the read-only file")
 

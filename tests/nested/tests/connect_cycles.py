@@ -7,8 +7,8 @@ from lib.leaks import handles, mapped, no_more, used
 BACKENDS = ("rs", "loop")
 TIMEOUT = 400
 ESTIMATE = 50
-LONG = 20  # a thousand connections
-WARM_UP, CYCLES = 10, 50
+LONG = 32  # a thousand connections
+WARM_UP, CYCLES = 10, 32
 LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --queues 2 --persistent", "--abi native --ring-order 4 --indirect 32")
 
 

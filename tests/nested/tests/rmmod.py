@@ -5,9 +5,9 @@ from lib.env import Env
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 420
-ESTIMATE = 100
+ESTIMATE = 60
 CYCLES = 50
-WITH_DISK = 5  # in every fifth cycle a guest uses the module
+WITH_DISK = 10  # in every tenth cycle a guest uses the module
 
 
 def run(env: Env) -> None:

@@ -15,14 +15,14 @@ def run(env: Env) -> None:
     vdevs = [f"xvd{chr(ord('a') + n)}" for n in range(len(targets))]
     guest = env.guest(*(env.disk(target, vdev) for target, vdev in zip(targets, vdevs)))
     letters = " ".join(vdev[-1] for vdev in vdevs)
-    guest.sh(f"for d in {letters}; do (yes this is disk $d | dd of=/dev/xvd$d bs=64k count=64 oflag=direct "
-             "iflag=fullblock; dd if=/dev/xvd$d bs=64k count=64 iflag=direct | grep -vc \"^this is disk $d$\" >/tmp/wrong$d) & done; wait",
+    guest.sh(f"for d in {letters}; do (yes this is disk $d | dd of=/dev/xvd$d bs=64k count=24 oflag=direct "
+             "iflag=fullblock; dd if=/dev/xvd$d bs=64k count=24 iflag=direct | grep -vc \"^this is disk $d$\" >/tmp/wrong$d) & done; wait",
              timeout=150)
     # One line is cut off at the end.
     equal(set(guest.sh("cat /tmp/wrong?").split()), {"1"}, "lines read back that belong to another disk")
     guest.shutdown()
     for target, vdev in zip(targets, vdevs):
         with open(target, "rb") as file:
-            data = file.read(4 << 20)
+            data = file.read(24 << 16)
         line = f"this is disk {vdev[-1]}\n".encode()
         check(data == (line * (len(data) // len(line) + 1))[:len(data)], f"content of {vdev} from dom0 is not what was written")

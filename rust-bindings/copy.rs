@@ -12,7 +12,10 @@ use core::{
 use kernel::prelude::*;
 
 use crate::{
-    grant::Slot,
+    grant::{
+        is_referenced,
+        Slot, //
+    },
     io::Direction,
     params,
     raw, //
@@ -194,9 +197,8 @@ impl Copies {
         let page = unsafe { OwnPage::from_raw(page) };
         self.in_use = self.in_use.wrapping_sub(1);
         let len = self.pages.len();
-        // SAFETY: The page is valid. One that somebody still holds, as a network card that sends it
-        // again, is not used again.
-        if len >= params::max_buffer_pages() || unsafe { raw::page_count(page.0.as_ptr()) } > 1 {
+        // One that somebody still holds, as a network card that sends it again, is not used again.
+        if len >= params::max_buffer_pages() || is_referenced(page.0) {
             return;
         }
         if len == self.pages.capacity() {

@@ -723,8 +723,8 @@ impl Drop for Grants {
     }
 }
 
-/// Does somebody beside us hold a reference to the page?
-fn is_referenced(page: NonNull<raw::page>) -> bool {
-    // SAFETY: Pages in slots and mappings are valid.
+/// Does somebody beside us hold a reference to the page, one of a slot, a mapping or [`Copies`]?
+pub(crate) fn is_referenced(page: NonNull<raw::page>) -> bool {
+    // SAFETY: Pages in slots, mappings and copies are valid.
     unsafe { raw::page_count(page.as_ptr()) > 1 }
 }

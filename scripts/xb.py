@@ -7,10 +7,13 @@ Other scripts of the project use the functions of the package xb instead: `from 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -86,9 +89,10 @@ def main() -> int:
             module.build(to)
             return nested("run.py", to.release, "--long")
         case "demo":
-            to = module.target(options.kver, options.kdir)
-            module.build(to)
-            return nested("demo.py", to.release)
+            with ahead():
+                to = module.target(options.kver, options.kdir)
+                module.build(to)
+                return nested("demo.py", to.release)
         case "bench":
             to = module.target(options.kver, options.kdir)
             module.build(to)
@@ -112,20 +116,37 @@ def nested(name: str, kver: str, *argv: str) -> int:
     return subprocess.run([sys.executable, str(TOP / "scripts/nested" / name), "--kver", kver, *argv]).returncode
 
 
+@contextlib.contextmanager
+def ahead() -> Iterator[None]:
+    """Meanwhile makes the Debian of dom0's image, which takes as long as the build root. If that fails, whoever needs the
+    image tries again and tells why."""
+    log = BUILD / "log/ahead.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as errors, subprocess.Popen([sys.executable, str(TOP / "scripts/nested/image.py")],
+                                                    stderr=errors) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
 def check(options: argparse.Namespace) -> int:
     """All checks and tests unless options narrow them; a kernel tree that cannot be prepared fails all of them at once."""
     started = time.monotonic()
     both = options.host == options.nested
-    try:
-        to = module.target(options.kver, options.kdir)
-    except Fail as error:
-        print(f"FAIL kernel: {error}", flush=True)
-        return runner.finish([runner.Result("kernel", False, time.monotonic() - started, str(error))], started)
-    results: list[runner.Result] = []
-    if both or options.host:
-        results += runner.host(to, options.names)
-    if (both or options.nested) and not options.names:
-        results += runner.nested(to)
+    host = [check for check in checks.CHECKS if not options.names or check.__name__ in options.names] if both or options.host else []
+    in_xen = (both or options.nested) and not options.names
+    with ahead() if in_xen else contextlib.nullcontext(), ThreadPoolExecutor(1) as pool:
+        try:
+            buildroot.ensure()
+            early = pool.submit(runner.host, [check for check in host if check in checks.WITHOUT_KERNEL], None)
+            to = module.target(options.kver, options.kdir)
+        except Fail as error:
+            print(f"FAIL kernel: {error}", flush=True)
+            return runner.finish([runner.Result("kernel", False, time.monotonic() - started, str(error))], started)
+        results = early.result() + runner.host([check for check in host if check not in checks.WITHOUT_KERNEL], to)
+        if in_xen:
+            results += runner.nested(to)
     return runner.finish(results, started)
 
 

@@ -1,6 +1,7 @@
 """Images for nested Xen: dom0's root, its initramfs, the hypervisor, and what the guests boot.
 
-    build/nested/base-HASH/      Debian trixie with the Xen tools, unpacked (independent of the kernel)
+    build/nested/base-HASH/      Debian trixie with the Xen tools, unpacked (independent of the kernel: run as a
+                                 program, this file makes it ahead of time)
     build/nested/KVER-HASH/      dom0.img  dom0.cpio  xen  vmlinuz
 
 Each directory is named after the hash of everything that it is made from, so that a second call finds it and does
@@ -27,7 +28,7 @@ sys.path.insert(0, str(TOP / "scripts"))
 sys.dont_write_bytecode = True
 
 from xb import buildroot  # noqa: E402
-from xb.common import BUILD, Fail, digest, lock, remove, step  # noqa: E402
+from xb.common import BUILD, Fail, digest, lock, program, remove, step  # noqa: E402
 
 KERNELS = BUILD / "kernel"
 NESTED = BUILD / "nested"
@@ -82,18 +83,26 @@ def ensure(kver: str) -> Image:
     """The images for release KVER, made when something that they depend on has changed."""
     vmlinuz, modules = kernel_files(kver)
     recipe = inspect.getsource(sys.modules[__name__])
-    base = NESTED / f"base-{digest(buildroot.MIRROR, inspect.getsource(_make_base), *PACKAGES)}"
+    base = ensure_base()
     guest = [path.read_bytes() for path in sorted(GUEST.iterdir()) if path.is_file()]
     state = vmlinuz.stat()
     key = digest(recipe, base.name, *guest, f"{state.st_size} {state.st_mtime_ns}", (modules / "modules.dep").read_bytes())
     directory = NESTED / f"{kver}-{key}"
     if not directory.exists():
         with lock("nested"):
-            if not base.exists():
-                _make_base(base)
             if not directory.exists():
                 _make(kver, base, vmlinuz, modules, directory)
     return Image(kver, directory)
+
+
+def ensure_base() -> Path:
+    """The Debian that dom0's image is made from. Needs neither a kernel nor the build root."""
+    base = NESTED / f"base-{digest(buildroot.MIRROR, inspect.getsource(_make_base), *PACKAGES)}"
+    if not base.exists():
+        with lock("nested"):
+            if not base.exists():
+                _make_base(base)
+    return base
 
 
 def _make_base(base: Path) -> None:
@@ -105,9 +114,8 @@ def _make_base(base: Path) -> None:
     NESTED.mkdir(parents=True, exist_ok=True)
     leave_out = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")]
     with step(f"nested: Debian {buildroot.SUITE} with Xen {XEN} for dom0 (about 1 min)"):
-        buildroot.run(["mmdebstrap", "--mode=root", "--variant=apt", "--aptopt=APT::Install-Recommends \"false\"",
-                       *leave_out, f"--include={','.join(PACKAGES)}", buildroot.SUITE, str(new),
-                       f"deb {buildroot.MIRROR} {buildroot.SUITE} main"], log="nested-base")
+        buildroot.mmdebstrap("--aptopt=APT::Install-Recommends \"false\"", *leave_out, f"--include={','.join(PACKAGES)}",
+                             buildroot.SUITE, str(new), f"deb {buildroot.MIRROR} {buildroot.SUITE} main", log="nested-base")
     new.rename(base)
 
 
@@ -317,3 +325,12 @@ def write_cpio(tree: Path, target: Path) -> None:
                 if str(path.relative_to(tree)) != "dev":
                     entry(str(path.relative_to(tree)), mode, data)
         entry("TRAILER!!!", 0)
+
+
+def main() -> int:
+    ensure_base()
+    return 0
+
+
+if __name__ == "__main__":
+    program(main)

@@ -31,7 +31,7 @@ PACKAGES = (
     # the crates of tests/frontend
     " librust-clap-dev librust-libc-dev librust-serde-json-dev"
     # the test system: image tools and the emulator
-    " qemu-system-x86 e2fsprogs xfsprogs btrfs-progs mmdebstrap busybox-static fdisk"
+    " qemu-system-x86 e2fsprogs xfsprogs btrfs-progs busybox-static fdisk"
     " ca-certificates curl debian-archive-keyring"
 ).split()
 
@@ -99,24 +99,38 @@ APT_ENV = {"DEBIAN_FRONTEND": "noninteractive"}
 
 
 def _create() -> None:
-    host_tools()
     new = BUILD / ".root.new"
     remove(new)
     remove(ROOT)
     BUILD.mkdir(exist_ok=True)
     with step(f"build root: Debian {SUITE} with the kernel's tools (about 1 min, 2.5 GB)"):
-        logged(["mmdebstrap", "--variant=apt", f"--include={','.join(PACKAGES)}", SUITE, str(new),
-                *(line for line in sources_list().splitlines())], "root-create", env=_clean_env(APT_ENV))
+        mmdebstrap(f"--include={','.join(PACKAGES)}", SUITE, str(new), *sources_list().splitlines(), log="root-create")
     new.rename(ROOT)
+
+
+def mmdebstrap(*argv: str, log: str) -> None:
+    """Makes a minimal Debian; needs nothing but the host."""
+    need_root("making a Debian below build/")
+    host_tools()
+    logged(["mmdebstrap", "--mode=root", "--variant=apt", *argv], log, env=_clean_env(APT_ENV))
 
 
 def host_tools() -> None:
     """Installs what the host itself needs: only mmdebstrap and the archive's keys on an ordinary Debian or Ubuntu."""
-    missing = [package for tool, package in HOST_PACKAGES.items() if not shutil.which(tool)]
-    if not HOST_KEYRING.exists():
-        missing.append("debian-archive-keyring")
-    if not missing:
+    if not _missing_on_host():
         return
+    with lock("host"):
+        missing = _missing_on_host()
+        if missing:
+            _install_on_host(missing)
+
+
+def _missing_on_host() -> list[str]:
+    missing = [package for tool, package in HOST_PACKAGES.items() if not shutil.which(tool)]
+    return missing if HOST_KEYRING.exists() else [*missing, "debian-archive-keyring"]
+
+
+def _install_on_host(missing: list[str]) -> None:
     if not shutil.which("apt-get"):
         raise Fail(f"this host lacks {' '.join(missing)} and has no apt-get to install them with; install them by hand")
     with step(f"host: apt-get install {' '.join(missing)}"):

@@ -45,15 +45,15 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """One progress line for a long step: its name at the start, the seconds it took at the end."""
-    print(f"xb: {name} ... ", end="", flush=True)
+    """Shows that a long step begins, and at its end the seconds it took. Whole lines: several steps may go on at a time."""
+    say(f"{name} ...")
     start = time.monotonic()
+    outcome = "failed after "
     try:
         yield
-    except BaseException:
-        print(f"failed after {time.monotonic() - start:.1f} s", flush=True)
-        raise
-    print(f"{time.monotonic() - start:.1f} s", flush=True)
+        outcome = ""
+    finally:
+        say(f"{name.partition(' (about')[0]}: {outcome}{time.monotonic() - start:.1f} s")
 
 
 def logged(argv: list[str], log: str, *, shown: Sequence[str] = (), append: bool = False, lines: int = 25,

@@ -126,7 +126,7 @@ class Machine:
         page cache, what it still holds itself does not; so a power cut means what it should."""
         image = self.image
         xen = f"com1=115200,8n1 console=com1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M loglvl=all guest_loglvl=all conring_size=256k " \
-              f"noreboot watchdog=0 {self.xen}"
+              f"spec-ctrl=no noreboot watchdog=0 {self.xen}"
         kernel = f"console=hvc0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on {self.kernel}"
         clock = ["tcg,thread=single", "-icount", "shift=0,sleep=off,align=off", "-seed", "1", "-rtc", "base=2026-11-01,clock=vm"] \
             if self.exact else ["tcg,thread=multi"]

@@ -206,20 +206,20 @@ class Guest:
     def try_attach(self, disk: str) -> subprocess.CompletedProcess[str]:
         return run("xl", "block-attach", self.name, disk)
 
-    def attach(self, disk: str) -> None:
-        """xl block-attach, and waits until the guest sees the disk."""
+    def attach(self, disk: str, *, wait: bool = True) -> None:
+        """xl block-attach, and waits until the guest sees the disk (or leaves that to the caller's next command)."""
         done = self.try_attach(disk)
         text = (done.stdout + done.stderr).strip()
         check(done.returncode == 0 and "error" not in text.lower(), f"xl block-attach {disk} [{done.returncode}]: {text}")
-        self.wait_disks(vdev_of(disk))
+        if wait:
+            self.wait_disks(vdev_of(disk))
         self.env.look_around()
 
     def wait_disks(self, *vdevs: str) -> None:
         """Waits in the guest until it has these disks, with their sizes."""
         if not vdevs or self.frontend:
             return
-        result = self.run(f"for d in {' '.join(vdevs)}; do n=0; until [ -b /dev/$d ] && [ $(cat /sys/class/block/$d/size) -gt 0 ]; do "
-                          "n=$((n+1)); [ $n -lt 400 ] || { echo $d; exit 1; }; usleep 50000; done; done")
+        result = self.run(until_there(*vdevs))
         if result.code:
             vdev = result.output.split()[-1]
             raise Failure(f"{vdev} does not appear in {self.name}; its backend: {self.env.store.values(self.backend(vdev))}")
@@ -330,6 +330,12 @@ class Guest:
     def tail(self, size: int = 3000) -> str:
         text = self.transcript.decode(errors="replace")
         return "\n".join(line.rstrip() for line in text.splitlines() if not line.startswith("@D "))[-size:]
+
+
+def until_there(*vdevs: str) -> str:
+    """A script for a guest that waits until it has these disks, with their sizes, or names the one that does not come."""
+    return (f"for d in {' '.join(vdevs)}; do n=0; until [ -b /dev/$d ] && read -r s </sys/class/block/$d/size && [ $s -gt 0 ]; do "
+            "n=$((n+1)); [ $n -lt 400 ] || { echo $d; exit 1; }; usleep 50000; done; done; ")
 
 
 def vdev_of(disk: str) -> str:

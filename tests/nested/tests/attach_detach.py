@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lib.basics import equal, log
 from lib.env import Env
-from lib.guest import Guest
+from lib.guest import Guest, until_there
 from lib.leaks import no_more, used
 
 BACKENDS = ("rs", "loop", "qdisk")
@@ -29,10 +29,11 @@ def run(env: Env) -> None:
 
 def cycle(env: Env, guest: Guest, target: Path, number: int) -> None:
     place = number % 1024
-    guest.attach(env.disk(target, "xvdb"))
+    guest.attach(env.disk(target, "xvdb"), wait=False)
     guest.check_served("xvdb")
     # A reader is still at work when the disk is taken away: the frontend lets go when it has finished.
-    guest.sh(f"echo cycle {number} of many | dd of=/dev/xvdb bs=4096 seek={place} conv=sync,fsync oflag=direct iflag=fullblock;"
+    guest.sh(until_there("xvdb") +
+             f"echo cycle {number} of many | dd of=/dev/xvdb bs=4096 seek={place} conv=sync,fsync oflag=direct iflag=fullblock;"
              f"dd if=/dev/xvdb bs=4096 skip={place} count=1 iflag=direct | grep -q 'cycle {number} of';"
              " r=$?; dd if=/dev/xvdb of=/dev/null bs=64k count=24 iflag=direct >/dev/null 2>&1 & exit $r")
     guest.detach("xvdb")

@@ -11,7 +11,7 @@ CYCLES = 5  # guests; fifty disks
 
 # A program a disk that reads and writes without end, and then waits until all of them have gone some way.
 LOAD = """for d in {vdevs}; do
-    (while :; do dd if=/dev/$d of=/dev/$d bs=64k count=32 conv=notrunc iflag=direct oflag=direct; usleep 100000; done) >/dev/null 2>&1 &
+    (while :; do dd if=/dev/$d of=/dev/$d bs=64k conv=notrunc iflag=direct oflag=direct; done) >/dev/null 2>&1 &
 done
 for d in {vdevs}; do n=0
     until set -- $(cat /sys/block/$d/stat) && [ $1 -gt 4 ] && [ $5 -gt 4 ]; do

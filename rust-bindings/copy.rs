@@ -12,12 +12,12 @@ use core::{
 use kernel::prelude::*;
 
 use crate::{
-    grant::{
-        is_referenced,
-        Slot, //
-    },
+    grant::Slot,
     io::Direction,
-    params,
+    pool::{
+        PagePool,
+        Source, //
+    },
     raw, //
 };
 
@@ -101,61 +101,18 @@ impl Copier {
     }
 }
 
-/// A page of the kernel's memory.
-///
-/// # Invariants
-///
-/// The page is allocated, and one reference to it is ours.
-pub(crate) struct OwnPage(NonNull<raw::page>);
-
-// SAFETY: A page may be used and freed in any task.
-unsafe impl Send for OwnPage {}
-
-impl OwnPage {
-    /// Allocates a page of zeroes: nothing that was in it before can get to a guest. May sleep, unless in a
-    /// scope that forbids it.
-    fn new() -> Option<Self> {
-        // SAFETY: May be called in this context.
-        let page = unsafe { raw::alloc_page_zeroed() };
-        // INVARIANT: The page is ours.
-        NonNull::new(page).map(Self)
-    }
-
-    pub(crate) fn into_raw(self) -> NonNull<raw::page> {
-        let page = self.0;
-        core::mem::forget(self);
-        page
-    }
-
-    /// # Safety
-    ///
-    /// `page` comes from [`OwnPage::into_raw`], once.
-    unsafe fn from_raw(page: NonNull<raw::page>) -> Self {
-        // INVARIANT: By the caller's guarantee.
-        Self(page)
-    }
-}
-
-impl Drop for OwnPage {
-    fn drop(&mut self) {
-        // SAFETY: The reference is ours by the type invariant.
-        unsafe { raw::put_page(self.0.as_ptr()) }
-    }
-}
-
 /// Copies that are to be made, and pages of ours for them.
 ///
 /// # Invariants
 ///
-/// Free pages and those in use are at most [`MAX_PAGES`]. The vectors have room for [`BATCH`] elements.
+/// The vectors have room for [`BATCH`] elements and are of the same length.
 pub(crate) struct Copies {
     domid: u16,
     ops: KVec<raw::gnttab_copy>,
     /// For which slot each operation is.
     whose: KVec<NonNull<Slot>>,
-    /// Pages that are not in use.
-    pages: KVec<OwnPage>,
-    /// How many are.
+    pages: PagePool,
+    /// Pages that are in use, at most [`MAX_PAGES`].
     in_use: usize,
 }
 
@@ -171,7 +128,7 @@ impl Copies {
             domid,
             ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             whose: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            pages: KVec::new(),
+            pages: PagePool::new(Source::Memory, 0)?,
             in_use: 0,
         })
     }
@@ -182,9 +139,9 @@ impl Copies {
         if self.in_use >= MAX_PAGES {
             return None;
         }
-        let page = self.pages.pop().or_else(OwnPage::new)?;
+        let page = self.pages.get().ok()?;
         self.in_use = self.in_use.wrapping_add(1);
-        Some(page.into_raw())
+        Some(page)
     }
 
     /// Takes a page back.
@@ -193,19 +150,9 @@ impl Copies {
     ///
     /// The page comes from [`Copies::page`], and is given back once.
     pub(crate) unsafe fn put(&mut self, page: NonNull<raw::page>) {
-        // SAFETY: By the caller's guarantee.
-        let page = unsafe { OwnPage::from_raw(page) };
         self.in_use = self.in_use.wrapping_sub(1);
-        let len = self.pages.len();
-        // One that somebody still holds, as a network card that sends it again, is not used again.
-        if len >= params::max_buffer_pages() || is_referenced(page.0) {
-            return;
-        }
-        if len == self.pages.capacity() {
-            // If this fails, there is no room, and the page is freed.
-            let _ = self.pages.reserve(len.max(8), GFP_KERNEL | __GFP_NOWARN);
-        }
-        let _ = self.pages.push_within_capacity(page);
+        // SAFETY: By the caller's guarantee.
+        unsafe { self.pages.put(page) };
     }
 
     /// Is there no room for another operation?
@@ -274,11 +221,11 @@ impl Copies {
 
     /// Are there pages that are not in use?
     pub(crate) fn has_spare(&self) -> bool {
-        !self.pages.is_empty()
+        self.pages.has_spare()
     }
 
     /// Frees them. May sleep.
     pub(crate) fn trim(&mut self) {
-        self.pages = KVec::new();
+        self.pages.trim();
     }
 }

@@ -1,24 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A guest's grants: mapping them into pages of ours, many in one hypercall; keeping those mapped
-//! that the guest uses again and again; and copying from them.
-//!
-//! C header: [`include/xen/grant_table.h`](srctree/include/xen/grant_table.h)
+//! The pages behind a guest's grants, made ready for I/O and given back: mapped, copied, or mapped
+//! already, whichever is best for each of them.
 
-use blkif::persistent::{
-    Entry,
-    Index,
-    Table, //
-};
+use blkif::persistent::Index;
 use core::ptr::NonNull;
 use kernel::{
     prelude::*,
     str::CString,
     sync::Arc,
-    time::{
-        msecs_to_jiffies,
-        Jiffies, //
-    }, //
+    time::Jiffies, //
 };
 
 use crate::{
@@ -32,26 +23,26 @@ use crate::{
         Done,
         Finished,
         Mapped,
-        Staged, //
+        Staged,
+        INLINE_SEGMENTS, //
     },
     list::List,
     log::Limit,
-    params,
-    pool::PagePool,
+    map::{
+        Maps,
+        Unmaps, //
+    },
+    persistent::{
+        Kept,
+        Mapping, //
+    },
+    pool::{
+        is_referenced,
+        PagePool,
+        Source, //
+    },
     raw, //
 };
-
-/// Grants that go into one hypercall at most. A hypercall of 64 operations costs Xen some tens of
-/// microseconds, and its arrays 5 KiB of memory per ring.
-const BATCH: usize = 64;
-
-/// Time between two rounds of returning persistent grants when a frontend uses more than are kept,
-/// in milliseconds, and the part of them that is returned in each round. Both as in xen-blkback.
-const PURGE_INTERVAL: u32 = 100;
-const PURGE_DIVISOR: usize = 20;
-
-/// Persistent grants that there is room for at first.
-const FIRST_ROOM: usize = 64;
 
 /// One granted page of a request.
 ///
@@ -92,47 +83,6 @@ impl Slot {
     }
 }
 
-/// A persistent grant.
-///
-/// # Invariants
-///
-/// The grant is mapped into `page`, which belongs to the mapping, with this handle.
-struct Mapping {
-    page: NonNull<raw::page>,
-    handle: u32,
-}
-
-/// The persistent grants of a ring.
-struct Kept {
-    table: Table<Mapping, KVec<Entry<Mapping>>>,
-    /// There were more than may be kept, since the last round of returning some.
-    overflow: bool,
-    last_purge: Jiffies,
-}
-
-impl Kept {
-    /// Keeps a grant, if there is room or can be made. May sleep.
-    fn insert(&mut self, gref: u32, mapping: Mapping) -> Option<Index> {
-        let max = params::max_persistent_grants();
-        let len = self.table.len();
-        if len >= max {
-            self.overflow = true;
-            return None;
-        }
-        if len >= self.table.capacity() {
-            let room = len.saturating_mul(2).max(FIRST_ROOM).min(max);
-            // If this fails, the grant is not kept.
-            if let Ok(mut entries) = KVec::with_capacity(room, GFP_KERNEL | __GFP_NOWARN) {
-                for _ in 0..room {
-                    let _ = entries.push_within_capacity(Entry::free());
-                }
-                self.table.grow(entries);
-            }
-        }
-        self.table.insert(gref, mapping).ok()
-    }
-}
-
 /// How the pages of requests were made ready.
 #[derive(Default)]
 pub struct Ways {
@@ -148,23 +98,23 @@ pub struct Ways {
 ///
 /// # Invariants
 ///
-/// The vectors have room for [`BATCH`] elements and are empty between calls. During a call, the
-/// slots are those of requests that the call owns, each of them once. So are those of `copies`.
+/// `maps`, `unmaps` and `copies` are empty between calls. During a call, their slots are those of requests
+/// that the call owns, each of them once.
 pub struct Grants {
     domid: u16,
     /// Whose requests they are, for log lines, and the limit of these.
     name: CString,
     log: Arc<Limit>,
+    /// Pages that grants are mapped into. It holds back enough for one request without indirect segments, so
+    /// that a ring whose requests have all been answered can always serve one more.
     pool: PagePool,
     /// None if the frontend does not use persistent grants.
     kept: Option<Kept>,
     /// None if it does.
     copies: Option<Copies>,
     ways: Ways,
-    map_ops: KVec<raw::gnttab_map_grant_ref>,
-    unmap_ops: KVec<raw::gnttab_unmap_grant_ref>,
-    pages: KVec<*mut raw::page>,
-    slots: KVec<NonNull<Slot>>,
+    maps: Maps,
+    unmaps: Unmaps,
 }
 
 // SAFETY: All of it is ours and may be used in any task; the pointers to slots are only there
@@ -179,27 +129,21 @@ impl Grants {
     ///
     /// `ENOMEM`.
     pub fn new(domid: u16, persistent: bool, name: &CStr, log: Arc<Limit>) -> Result<Self> {
-        // INVARIANT: The room is allocated here.
+        // INVARIANT: All is empty.
         Ok(Self {
             domid,
             name: CString::try_from(name)?,
             log,
-            pool: PagePool::new()?,
-            kept: persistent.then(|| Kept {
-                table: Table::new(KVec::new()),
-                overflow: false,
-                last_purge: jiffies(),
-            }),
+            pool: PagePool::new(Source::ForGrants, INLINE_SEGMENTS as u8)?,
+            kept: persistent.then(Kept::new),
             copies: if persistent {
                 None
             } else {
                 Some(Copies::new(domid)?)
             },
             ways: Ways::default(),
-            map_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            unmap_ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            slots: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            maps: Maps::new(domid)?,
+            unmaps: Unmaps::new()?,
         })
     }
 
@@ -222,11 +166,11 @@ impl Grants {
             }
         }
         if let Some(kept) = &mut self.kept {
-            if let Some((index, mapping)) = kept.table.acquire(gref) {
+            if let Some((index, page)) = kept.acquire(gref) {
                 self.ways.persistent = self.ways.persistent.wrapping_add(1);
                 // INVARIANT: The mapping stays as long as it has a user, which this slot is now.
                 return Ok(Slot {
-                    page: mapping.page,
+                    page,
                     gref,
                     backing: Backing::Kept(index),
                 });
@@ -269,8 +213,7 @@ impl Grants {
         let Some(kept) = &mut self.kept else {
             return false;
         };
-        let found = kept.table.acquire(gref);
-        let (index, page) = match found.map(|(index, mapping)| (index, mapping.page)) {
+        let (index, page) = match kept.acquire(gref) {
             Some(found) => found,
             None => match self.keep(gref) {
                 Some(found) => found,
@@ -280,7 +223,7 @@ impl Grants {
         // SAFETY: By the invariant of the mapping; it stays, as we are a user of it.
         unsafe { copier.copy_mapped(page, pairs) };
         if let Some(kept) = &mut self.kept {
-            kept.table.release(index, jiffies() as u64);
+            kept.release(index);
         }
         true
     }
@@ -288,36 +231,25 @@ impl Grants {
     /// Maps a grant for good, if it may stay, with the caller as its user.
     fn keep(&mut self, gref: u32) -> Option<(Index, NonNull<raw::page>)> {
         let kept = self.kept.as_mut()?;
-        if kept.table.len() >= params::max_persistent_grants() {
+        if kept.is_full() {
             return None;
         }
         let page = self.pool.get().ok()?;
-        let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
-        let mut pages = [page.as_ptr()];
-        // SAFETY: The operation may be written, the page is ours and not mapped; there is one of each.
-        unsafe {
-            raw::gnttab_set_map_op(
-                &mut op,
-                page.as_ptr(),
-                raw::GNTMAP_HOST_MAP,
-                gref,
-                self.domid,
-            );
-            raw::gnttab_map_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1);
-        }
-        if op.status != raw::GNTST_okay as i16 {
-            self.pool.put(page);
-            return None;
-        }
-        // INVARIANT: The grant was mapped just now.
-        let mapping = Mapping {
-            page,
-            handle: op.handle,
+        // SAFETY: The page is from the pool.
+        let handle = match unsafe { self.maps.one(gref, page) } {
+            Ok(handle) => handle,
+            Err(_) => {
+                // SAFETY: It has not been mapped.
+                unsafe { self.pool.put(page) };
+                return None;
+            }
         };
-        let index = kept.insert(gref, mapping);
+        // INVARIANT: The grant was mapped just now.
+        let index = kept.insert(gref, Mapping { page, handle });
         if index.is_none() {
-            self.unmap_later(page, op.handle);
-            self.unmap_batch();
+            // SAFETY: It was mapped just now, and no mapping has it.
+            unsafe { self.unmaps.add(page, handle) };
+            self.unmaps.flush(&mut self.pool, &self.name);
         }
         index.map(|index| (index, page))
     }
@@ -328,10 +260,11 @@ impl Grants {
             pool, kept, copies, ..
         } = self;
         match slot.backing {
-            Backing::Nothing => pool.put(slot.page),
+            // SAFETY: By the slot's invariant.
+            Backing::Nothing => unsafe { pool.put(slot.page) },
             Backing::Kept(index) => {
                 if let Some(kept) = kept {
-                    kept.table.release(index, jiffies() as u64);
+                    kept.release(index);
                 }
             }
             Backing::Own | Backing::Copied => {
@@ -357,11 +290,7 @@ impl Grants {
         while let Some(mut request) = staged.pop() {
             let direction = request.direction();
             // A persistent grant serves requests of both directions.
-            let flags = if direction == Direction::Write && self.kept.is_none() {
-                raw::GNTMAP_HOST_MAP | raw::GNTMAP_READONLY
-            } else {
-                raw::GNTMAP_HOST_MAP
-            };
+            let readonly = direction == Direction::Write && self.kept.is_none();
             for (slot, vec) in request.pieces_mut() {
                 let map = match slot.backing {
                     Backing::Nothing => true,
@@ -373,8 +302,7 @@ impl Grants {
                     }
                     _ => continue,
                 };
-                if self.map_ops.len() >= BATCH || self.copies.as_ref().is_some_and(Copies::is_full)
-                {
+                if self.maps.is_full() || self.copies.as_ref().is_some_and(Copies::is_full) {
                     self.map_batch();
                     while let Some(request) = whole.pop() {
                         then(Staged::mapped(request));
@@ -384,20 +312,11 @@ impl Grants {
                 //
                 // INVARIANT: The slot's request is in `whole` or at hand until the batch is done.
                 if map {
-                    let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
-                    // SAFETY: The operation may be written, the page is valid.
+                    // SAFETY: By the slot's invariant the page is from the pool, and not mapped.
                     unsafe {
-                        raw::gnttab_set_map_op(
-                            &mut op,
-                            slot.page.as_ptr(),
-                            flags,
-                            slot.gref,
-                            self.domid,
-                        )
+                        self.maps
+                            .add(slot.gref, slot.page, readonly, NonNull::from(slot))
                     };
-                    let _ = self.map_ops.push_within_capacity(op);
-                    let _ = self.pages.push_within_capacity(slot.page.as_ptr());
-                    let _ = self.slots.push_within_capacity(NonNull::from(slot));
                 } else if let Some(copies) = &mut self.copies {
                     // SAFETY: By the slot's invariant the page is from there; the vector lies within the page.
                     unsafe {
@@ -439,49 +358,29 @@ impl Grants {
                 }
             });
         }
-        if self.map_ops.is_empty() {
-            return;
-        }
-        // The result says no more than the status of each operation: an operation that Xen did
-        // not get to keeps the positive status that it was prepared with.
-        //
-        // SAFETY: Both arrays have `len` elements, and the pages are ours and not mapped.
-        unsafe {
-            raw::gnttab_map_refs(
-                self.map_ops.as_mut_ptr(),
-                core::ptr::null_mut(),
-                self.pages.as_mut_ptr(),
-                self.map_ops.len() as u32,
-            )
-        };
-        for (slot, op) in self.slots.iter_mut().zip(&self.map_ops) {
+        self.maps.flush(|slot, result| {
             // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
             let slot = unsafe { slot.as_mut() };
-            if op.status == raw::GNTST_okay as i16 {
-                // INVARIANT: The grant was mapped just now; if it is kept, the page belongs to the
-                // mapping, and the slot is its user.
-                let kept = self.kept.as_mut().and_then(|kept| {
-                    kept.insert(
-                        slot.gref,
-                        Mapping {
-                            page: slot.page,
-                            handle: op.handle,
-                        },
-                    )
-                });
-                slot.backing = kept.map_or(Backing::Mapped(op.handle), Backing::Kept);
-            } else if self.log.permits(&self.name) {
-                pr_warn!(
+            match result {
+                Ok(handle) => {
+                    let page = slot.page;
+                    let kept = &mut self.kept;
+                    // INVARIANT: The grant was mapped just now; if it is kept, the page belongs to the
+                    // mapping, and the slot is its user.
+                    slot.backing = kept
+                        .as_mut()
+                        .and_then(|kept| kept.insert(slot.gref, Mapping { page, handle }))
+                        .map_or(Backing::Mapped(handle), Backing::Kept);
+                }
+                Err(status) if self.log.permits(&self.name) => pr_warn!(
                     "{}: grant {} of a request cannot be mapped (grant table error {})\n",
                     &*self.name,
                     slot.gref,
-                    op.status
-                );
+                    status
+                ),
+                Err(_) => {}
             }
-        }
-        self.map_ops.clear();
-        self.pages.clear();
-        self.slots.clear();
+        });
     }
 
     /// Takes the slots of the requests in `done` back, copies to the guest what has been read for it,
@@ -496,7 +395,6 @@ impl Grants {
         held: &mut List<Done<T>>,
         mut then: impl FnMut(Finished<T>),
     ) {
-        let now = jiffies() as u64;
         let mut whole = List::new();
         while let Some(mut request) = done.pop() {
             let referenced = request
@@ -511,10 +409,11 @@ impl Grants {
             for (slot, vec) in request.pieces_mut() {
                 match slot.backing {
                     Backing::Mapped(handle) => {
-                        if self.unmap_ops.len() >= BATCH {
+                        if self.unmaps.is_full() {
                             self.finish_batch(&mut whole, &mut then);
                         }
-                        self.unmap_later(slot.page, handle);
+                        // SAFETY: By the slot's invariant, and nobody uses the page any more.
+                        unsafe { self.unmaps.add(slot.page, handle) };
                     }
                     Backing::Copied if has_data => {
                         if self.copies.as_ref().is_some_and(Copies::is_full) {
@@ -539,10 +438,11 @@ impl Grants {
                     }
                     Backing::Kept(index) => {
                         if let Some(kept) = &mut self.kept {
-                            kept.table.release(index, now);
+                            kept.release(index);
                         }
                     }
-                    Backing::Nothing => self.pool.put(slot.page),
+                    // SAFETY: By the slot's invariant.
+                    Backing::Nothing => unsafe { self.pool.put(slot.page) },
                     // These are given back when the batch is done.
                     Backing::Own | Backing::Copied => {}
                 }
@@ -555,7 +455,7 @@ impl Grants {
     /// Has Xen do what is in the batches of [`Grants::unmap`], which is all that the requests in `whole`
     /// wait for.
     fn finish_batch<T>(&mut self, whole: &mut List<Done<T>>, then: &mut impl FnMut(Finished<T>)) {
-        self.unmap_batch();
+        self.unmaps.flush(&mut self.pool, &self.name);
         if let Some(copies) = &mut self.copies {
             copies.flush(|slot, result| {
                 if let Err(status) = result {
@@ -593,122 +493,56 @@ impl Grants {
         }
     }
 
-    /// Adds to the batch, which must have room, a page that is then no longer the caller's.
-    fn unmap_later(&mut self, page: NonNull<raw::page>, handle: u32) {
-        let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
-        // SAFETY: The operation may be written, the page is valid.
-        unsafe { raw::gnttab_set_unmap_op(&mut op, page.as_ptr(), raw::GNTMAP_HOST_MAP, handle) };
-        let _ = self.unmap_ops.push_within_capacity(op);
-        let _ = self.pages.push_within_capacity(page.as_ptr());
-    }
-
-    /// Unmaps what is in the batch, and gives its pages to the pool.
-    fn unmap_batch(&mut self) {
-        if self.unmap_ops.is_empty() {
-            return;
-        }
-        // SAFETY: Both arrays have `len` elements; the pages are mapped by the handles.
-        unsafe {
-            raw::gnttab_unmap_refs(
-                self.unmap_ops.as_mut_ptr(),
-                core::ptr::null_mut(),
-                self.pages.as_mut_ptr(),
-                self.unmap_ops.len() as u32,
-            )
-        };
-        for (page, op) in self.pages.iter().zip(&self.unmap_ops) {
-            match NonNull::new(*page) {
-                Some(page) if op.status == raw::GNTST_okay as i16 => self.pool.put(page),
-                // The page may still show the guest's memory; it can never be used again.
-                _ => pr_err!(
-                    "{}: a grant cannot be unmapped, a page is lost\n",
-                    &*self.name
-                ),
-            }
-        }
-        self.unmap_ops.clear();
-        self.pages.clear();
-    }
-
     /// Returns up to `count` persistent grants that nobody has used since `until`, the least
     /// recently used first.
     fn evict(&mut self, mut count: usize, until: u64) {
-        let now = jiffies() as u64;
-        while let Some(kept) = &mut self.kept {
-            let Some((index, mapping, since)) = kept.table.oldest() else {
-                break;
-            };
-            if count == 0 || since > until {
-                break;
+        let Some(kept) = &mut self.kept else {
+            return;
+        };
+        while let Some(mapping) = kept.take_unused(&mut count, until) {
+            if self.unmaps.is_full() {
+                self.unmaps.flush(&mut self.pool, &self.name);
             }
-            count = count.saturating_sub(1);
-            if is_referenced(mapping.page) {
-                kept.table.refresh(index, now);
-            } else if let Some(mapping) = kept.table.remove(index) {
-                if self.unmap_ops.len() >= BATCH {
-                    self.unmap_batch();
-                }
-                self.unmap_later(mapping.page, mapping.handle);
-            }
+            // SAFETY: By the invariant of the mapping, which is no longer kept.
+            unsafe { self.unmaps.add(mapping.page, mapping.handle) };
         }
-        self.unmap_batch();
+        self.unmaps.flush(&mut self.pool, &self.name);
     }
 
     /// Returns some persistent grants if there are more than the parameter `max_persistent_grants`
     /// allows, or if the frontend has used more since the last time. To be called often; does
     /// something at most every 100 ms. May sleep.
     pub fn purge(&mut self) {
-        let Some(kept) = &mut self.kept else {
-            return;
-        };
-        let max = params::max_persistent_grants();
-        let excess = kept.table.len().saturating_sub(max);
-        if !kept.overflow && excess == 0 {
-            return;
+        let surplus = self.kept.as_mut().map_or(0, Kept::surplus);
+        if surplus > 0 {
+            self.evict(surplus, jiffies() as u64);
         }
-        let now = jiffies();
-        if now.wrapping_sub(kept.last_purge) < msecs_to_jiffies(PURGE_INTERVAL) {
-            return;
-        }
-        kept.last_purge = now;
-        kept.overflow = false;
-        self.evict(excess.saturating_add(max / PURGE_DIVISOR), now as u64);
     }
 
     /// Number of persistent grants that are mapped.
     pub fn persistent(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.table.len())
+        self.kept.as_ref().map_or(0, Kept::len)
     }
 
     /// Is there memory that [`Grants::give_back`] could return, now or later?
     pub fn has_spare(&self) -> bool {
         self.pool.has_spare()
             || self.copies.as_ref().is_some_and(Copies::has_spare)
-            || self
-                .kept
-                .as_ref()
-                .is_some_and(|kept| !kept.table.is_empty())
+            || self.persistent() > 0
     }
 
     /// Returns the persistent grants that have not been used for `unused`, and the pages that are
     /// not in use. Whether no persistent grant is left. May sleep.
     pub fn give_back(&mut self, unused: Jiffies) -> bool {
         let until = (jiffies() as u64).checked_sub(unused as u64);
-        if let (Some(kept), Some(until)) = (&self.kept, until) {
-            self.evict(kept.table.len(), until);
+        if let Some(until) = until {
+            self.evict(self.persistent(), until);
         }
         self.pool.trim();
         if let Some(copies) = &mut self.copies {
             copies.trim();
         }
-        let Some(kept) = &mut self.kept else {
-            return true;
-        };
-        let empty = kept.table.is_empty();
-        if empty {
-            kept.table = Table::new(KVec::new());
-        }
-        empty
+        self.kept.as_mut().is_none_or(Kept::shrink)
     }
 }
 
@@ -721,10 +555,4 @@ impl Drop for Grants {
             );
         }
     }
-}
-
-/// Does somebody beside us hold a reference to the page, one of a slot, a mapping or [`Copies`]?
-pub(crate) fn is_referenced(page: NonNull<raw::page>) -> bool {
-    // SAFETY: Pages in slots, mappings and copies are valid.
-    unsafe { raw::page_count(page.as_ptr()) > 1 }
 }

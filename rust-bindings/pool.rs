@@ -1,60 +1,95 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that grants are mapped into.
+//! Pages that are used for one request after the other.
 //!
-//! C header: [`include/xen/grant_table.h`](srctree/include/xen/grant_table.h)
+//! C headers: [`include/xen/grant_table.h`](srctree/include/xen/grant_table.h),
+//! [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
 use core::ptr::NonNull;
-use kernel::prelude::*;
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
 
 use crate::{
-    io::INLINE_SEGMENTS,
     params,
     raw, //
 };
 
-/// Pages that grants are mapped into: struct pages without memory of their own, where the kernel
-/// has such (`CONFIG_XEN_UNPOPULATED_ALLOC`), else ballooned ones.
-///
-/// A pool holds back enough pages for one request without indirect segments, so that a ring whose
-/// requests have all been answered can always serve one more, and keeps at most as many as the
-/// parameter `max_buffer_pages` says, so that they need not be asked for again.
+/// Where the pages of a pool come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    /// Pages that grants are mapped into: struct pages without memory of their own, where the kernel
+    /// has such (`CONFIG_XEN_UNPOPULATED_ALLOC`), else ballooned ones.
+    ForGrants,
+    /// Memory of this domain, zeroed when it is allocated: nothing that was in it before can get to a guest.
+    Memory,
+}
+
+impl Source {
+    fn alloc(self) -> Result<NonNull<raw::page>> {
+        let page = match self {
+            Source::ForGrants => {
+                let mut page = core::ptr::null_mut();
+                // SAFETY: `page` is room for one pointer.
+                to_result(unsafe { raw::gnttab_alloc_pages(1, &mut page) })?;
+                page
+            }
+            // SAFETY: May be called in this context.
+            Source::Memory => unsafe { raw::alloc_page_zeroed() },
+        };
+        NonNull::new(page).ok_or(ENOMEM)
+    }
+
+    /// # Safety
+    ///
+    /// The page comes from [`Source::alloc`] of this source, is not mapped, and is the caller's.
+    unsafe fn free(self, page: NonNull<raw::page>) {
+        let mut page = page.as_ptr();
+        match self {
+            // SAFETY: By the caller's guarantee.
+            Source::ForGrants => unsafe { raw::gnttab_free_pages(1, &mut page) },
+            // SAFETY: By the caller's guarantee there is a reference that is ours.
+            Source::Memory => unsafe { raw::put_page(page) },
+        }
+    }
+}
+
+/// Pages that are not in use, at most as many as the parameter `max_buffer_pages` says, so that they
+/// need not be asked for again.
 ///
 /// # Invariants
 ///
-/// All pages come from `gnttab_alloc_pages()`, are not mapped, and are ours.
+/// All pages come from `source`, are not mapped, and are ours; nobody else has a reference to them.
 pub(crate) struct PagePool {
+    source: Source,
+    /// Pages that the pool does not give up. (Few, so that the compiler sees that no size overflows.)
+    reserve: u8,
     pages: KVec<NonNull<raw::page>>,
 }
 
 // SAFETY: The pages are ours, and may be used and freed in any task.
 unsafe impl Send for PagePool {}
 
-/// Pages that a pool does not give up.
-const RESERVE: usize = INLINE_SEGMENTS;
-
 impl PagePool {
-    /// Creates a pool with the pages of one request. May sleep.
+    /// Creates a pool that always holds back `reserve` pages. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(source: Source, reserve: u8) -> Result<Self> {
+        // INVARIANT: There is no page yet.
         let mut pool = Self {
-            pages: KVec::with_capacity(RESERVE, GFP_KERNEL)?,
+            source,
+            reserve,
+            pages: KVec::with_capacity(reserve.into(), GFP_KERNEL)?,
         };
-        for _ in 0..RESERVE {
-            let page = Self::alloc()?;
-            pool.put(page);
+        for _ in 0..reserve {
+            let page = source.alloc()?;
+            // SAFETY: The page has just been allocated.
+            unsafe { pool.put(page) };
         }
         Ok(pool)
-    }
-
-    fn alloc() -> Result<NonNull<raw::page>> {
-        let mut page = core::ptr::null_mut();
-        // SAFETY: `page` is room for one pointer.
-        kernel::error::to_result(unsafe { raw::gnttab_alloc_pages(1, &mut page) })?;
-        NonNull::new(page).ok_or(ENOMEM)
     }
 
     /// Takes a page. May sleep.
@@ -65,37 +100,40 @@ impl PagePool {
     pub(crate) fn get(&mut self) -> Result<NonNull<raw::page>> {
         match self.pages.pop() {
             Some(page) => Ok(page),
-            None => Self::alloc(),
+            None => self.source.alloc(),
         }
     }
 
-    /// Gives back a page that is not mapped any more. May sleep.
-    pub(crate) fn put(&mut self, page: NonNull<raw::page>) {
+    /// Gives back a page. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The page comes from [`PagePool::get`] of this pool, is given back once, and is not mapped any more.
+    pub(crate) unsafe fn put(&mut self, page: NonNull<raw::page>) {
         let len = self.pages.len();
-        let keep = len < RESERVE || len < params::max_buffer_pages();
+        // One that somebody still holds, as a network card that sends it again, is not used again.
+        let keep =
+            (len < self.reserve.into() || len < params::max_buffer_pages()) && !is_referenced(page);
         if keep && len == self.pages.capacity() {
             // If this fails there is no room, and the page is freed.
-            let _ = self.pages.reserve(len, GFP_KERNEL | __GFP_NOWARN);
+            let _ = self.pages.reserve(len.max(8), GFP_KERNEL | __GFP_NOWARN);
         }
         if !keep || self.pages.push_within_capacity(page).is_err() {
-            Self::free(page);
+            // SAFETY: By the caller's guarantee.
+            unsafe { self.source.free(page) };
         }
     }
 
     /// Are there more pages than the pool has to hold back?
     pub(crate) fn has_spare(&self) -> bool {
-        self.pages.len() > RESERVE
+        self.pages.len() > self.reserve.into()
     }
 
     /// Frees the pages that the pool need not hold back. May sleep.
     pub(crate) fn trim(&mut self) {
-        while self.has_spare() {
-            if let Some(page) = self.pages.pop() {
-                Self::free(page);
-            }
-        }
+        self.shrink(self.reserve.into());
         // If this fails, the vector stays as long as it is.
-        if let Ok(mut pages) = KVec::with_capacity(RESERVE, GFP_KERNEL | __GFP_NOWARN) {
+        if let Ok(mut pages) = KVec::with_capacity(self.reserve.into(), GFP_KERNEL | __GFP_NOWARN) {
             while let Some(page) = self.pages.pop() {
                 let _ = pages.push_within_capacity(page);
             }
@@ -103,17 +141,25 @@ impl PagePool {
         }
     }
 
-    fn free(page: NonNull<raw::page>) {
-        let mut page = page.as_ptr();
-        // SAFETY: The page comes from `gnttab_alloc_pages()` and is not mapped.
-        unsafe { raw::gnttab_free_pages(1, &mut page) }
+    /// Frees all pages but `left`.
+    fn shrink(&mut self, left: usize) {
+        while self.pages.len() > left {
+            if let Some(page) = self.pages.pop() {
+                // SAFETY: By the type invariant, which no longer covers this page.
+                unsafe { self.source.free(page) };
+            }
+        }
     }
 }
 
 impl Drop for PagePool {
     fn drop(&mut self) {
-        while let Some(page) = self.pages.pop() {
-            Self::free(page);
-        }
+        self.shrink(0);
     }
+}
+
+/// Does somebody beside us hold a reference to a page of a pool?
+pub(crate) fn is_referenced(page: NonNull<raw::page>) -> bool {
+    // SAFETY: Pages of pools are valid, in use or not.
+    unsafe { raw::page_count(page.as_ptr()) > 1 }
 }

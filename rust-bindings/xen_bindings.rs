@@ -9,7 +9,8 @@
 //! - [`mem`], [`thread`], [`work`], [`clock`], [`log`], [`params`]: allocation scopes, threads,
 //!   workqueues, clocks, rate-limited messages, the module's parameters.
 //! - [`sysfs`], [`trace`]: what can be seen of a device and of requests.
-//! - [`xenbus`], [`xenstore`], [`evtchn`], [`pool`], [`grant`], [`ring`]: Xen.
+//! - [`xenbus`], [`xenstore`], [`evtchn`], [`ring`]: Xen.
+//! - [`pool`], [`map`], [`copy`], [`persistent`], and above them [`grant`]: a guest's pages.
 //! - [`io`], [`list`]: one request's memory, from the grant references to the finished I/O, the
 //!   states that it goes through, and lists of requests.
 //! - [`bdev`], [`file`](mod@file): where a request's I/O goes.
@@ -30,8 +31,10 @@ pub mod grant;
 pub mod io;
 pub mod list;
 pub mod log;
+mod map;
 pub mod mem;
 pub mod params;
+mod persistent;
 mod pool;
 pub mod ring;
 pub mod sysfs;

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a frontend is told about a disk: what it can use, the disk's properties, and its size whenever
+//! that has changed.
+//!
+//! Runs in the disk's control work item, and in the one that looks at the size; both hold the lock of
+//! [`Inner`].
+
+#![forbid(unsafe_code)]
+
+use blkif::{
+    abi::MAX_INDIRECT_SEGMENTS,
+    DiscardOffer, //
+    Disk,
+};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    time::msecs_to_jiffies, //
+};
+use xen_bindings::{
+    io::DiscardLimits,
+    ring::MAX_RING_ORDER,
+    xenbus::State,
+    xenstore::{
+        self,
+        Transaction, //
+    },
+};
+
+use super::{
+    Inner,
+    Source,
+    Vbd, //
+};
+use crate::{
+    connection::{
+        Connection,
+        Offer, //
+    },
+    medium::Medium, //
+};
+
+/// Bits of the node `info` (`VDISK_*`, xen/include/public/io/blkif.h).
+const VDISK_CDROM: u32 = 1;
+const VDISK_REMOVABLE: u32 = 2;
+const VDISK_READONLY: u32 = 4;
+
+/// Time between two looks at the size of a connected disk, in milliseconds.
+const SIZE_PAUSE: u32 = 500;
+
+impl Vbd {
+    /// A frontend that has set up its side with a driver before us goes by what that one has offered, and does
+    /// not look again: it may have more queues than our parameter allows, and it takes a persistent grant for
+    /// an error where none were offered.
+    pub(super) fn follow_former_offer(&self, offer: &mut Offer) {
+        let state = xenstore::read(&self.frontend, c"state").and_then(|state| state.number());
+        if !matches!(
+            state.map(State::from_number),
+            Ok(State::Initialised | State::Connected)
+        ) {
+            return;
+        }
+        let offered = |node| xenstore::read(self.name(), node).and_then(|value| value.number());
+        offer.queues = offered(c"multi-queue-max-queues").unwrap_or(1).max(1);
+        offer.ring_order = offered(c"max-ring-page-order").map_or(0, |it| it.min(MAX_RING_ORDER));
+        offer.persistent &= offered(c"feature-persistent").is_ok_and(|it| it != 0);
+    }
+
+    /// Publishes what the frontend has to know before it sets up its side.
+    pub(super) fn publish_offer(&self, offer: Offer) {
+        for (node, value) in [
+            (
+                c"feature-max-indirect-segments",
+                u32::from(MAX_INDIRECT_SEGMENTS),
+            ),
+            (c"multi-queue-max-queues", offer.queues),
+            (c"max-ring-page-order", offer.ring_order),
+            (c"feature-persistent", u32::from(offer.persistent)),
+        ] {
+            // Without the node a frontend uses less of what there is.
+            if let Err(err) = xenstore::write(self.name(), node, fmt!("{}", value)) {
+                pr_warn!("{}: writing {}: {:?}\n", self.name(), node, err);
+            }
+        }
+    }
+
+    /// Sets a connection up, and publishes what the frontend needs to know.
+    pub(super) fn connect(self: &Arc<Self>, inner: &mut Inner) {
+        // One that was there has a ring that the frontend has given up.
+        inner.connection = None;
+        let Source::Open(medium) = &inner.source else {
+            return;
+        };
+        let discard = if inner.mode.writable && self.discard_enabled() {
+            medium.discard()
+        } else {
+            None
+        };
+        let disk = Disk {
+            sectors: medium.sectors(),
+            logical_block_size: medium.logical_block_size(),
+            readonly: !inner.mode.writable,
+            flush: medium.has_write_cache(),
+            barrier: medium.has_write_cache(),
+            discard: discard.map(|limits| DiscardOffer {
+                secure: limits.secure,
+            }),
+            max_indirect_segments: MAX_INDIRECT_SEGMENTS,
+        };
+        let connection = match Connection::new(
+            &self.context,
+            medium,
+            disk,
+            inner.offer,
+            &self.stats,
+            &self.dev,
+            &self.frontend,
+        ) {
+            Ok(connection) => connection,
+            Err(refusal) => {
+                self.refuse(refusal.error, &refusal.what);
+                return;
+            }
+        };
+        if let Err(err) = self.publish(medium, &disk, discard) {
+            self.dev.fatal(err, c"writing the properties of the disk");
+            return;
+        }
+        self.dev.switch_state(State::Connected);
+        connection.start();
+        if self.stats.log.permits(self.name()) {
+            pr_info!(
+                "{}: using {} queues of {} ring pages, protocol {}, {}{} sectors, {}\n",
+                self.name(),
+                connection.queues(),
+                connection.ring_pages(),
+                connection.abi().name(),
+                if connection.persistent() {
+                    "persistent grants, "
+                } else {
+                    ""
+                },
+                disk.sectors,
+                if disk.readonly {
+                    "read-only"
+                } else {
+                    "writable"
+                },
+            );
+        }
+        inner.connection = Some(connection);
+        inner.sectors = disk.sectors;
+        self.look_again(inner);
+    }
+
+    /// Has the size looked at after a while. No storage tells us when it grows.
+    fn look_again(self: &Arc<Self>, inner: &mut Inner) {
+        if !inner.looking {
+            inner.looking = true;
+            let _ = self
+                .context
+                .control
+                .enqueue_delayed::<Arc<Self>, 1>(self.clone(), msecs_to_jiffies(SIZE_PAUSE));
+        }
+    }
+
+    /// Looks whether the medium has another size.
+    pub(super) fn follow_size(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        inner.looking = false;
+        if inner.connection.is_some() {
+            self.tell_size(&mut inner);
+            self.look_again(&mut inner);
+        }
+    }
+
+    /// Tells the frontend if the medium has another size than it knows.
+    pub(super) fn tell_size(&self, inner: &mut Inner) {
+        let Source::Open(medium) = &inner.source else {
+            return;
+        };
+        let (before, sectors) = (inner.sectors, medium.sectors());
+        if sectors == before || self.dev.state() != State::Connected {
+            return;
+        }
+        let name = self.name();
+        pr_info!("{name}: size changed from {before} to {sectors} sectors\n");
+        let told = Transaction::run(|xbt| {
+            // A directory that the toolstack has removed must not come back.
+            if !xbt.exists(name, c"state") {
+                return Ok(());
+            }
+            xbt.write(name, c"sectors", fmt!("{}", sectors))?;
+            // The frontend looks at it when our state is written, even if it is the same.
+            xbt.write(name, c"state", fmt!("{}", State::Connected as u32))
+        });
+        match told {
+            Ok(()) => inner.sectors = sectors,
+            Err(err) => pr_warn!("{name}: writing sectors: {err:?}\n"),
+        }
+    }
+
+    /// Does the toolstack allow to give up parts of the disk? (xl-disk-configuration(5), `discard`)
+    fn discard_enabled(&self) -> bool {
+        match xenstore::read_optional(self.name(), c"discard-enable") {
+            Ok(None) => true,
+            Ok(Some(value)) => value.number().is_ok_and(|enabled| enabled != 0),
+            Err(_) => false,
+        }
+    }
+
+    fn publish(&self, medium: &Medium, disk: &Disk, discard: Option<DiscardLimits>) -> Result {
+        let cdrom = medium.is_cdrom()
+            || xenstore::read(&self.frontend, c"device-type")
+                .is_ok_and(|kind| kind.as_bytes() == b"cdrom");
+        let mut info = 0;
+        for (set, bit) in [
+            (cdrom, VDISK_CDROM),
+            (medium.is_removable(), VDISK_REMOVABLE),
+            (disk.readonly, VDISK_READONLY),
+        ] {
+            if set {
+                info |= bit;
+            }
+        }
+        let name = self.name();
+        Transaction::run(|xbt| {
+            xbt.write(
+                name,
+                c"feature-flush-cache",
+                fmt!("{}", u8::from(disk.flush)),
+            )?;
+            xbt.write(name, c"feature-barrier", fmt!("{}", u8::from(disk.barrier)))?;
+            if let Some(limits) = discard {
+                xbt.write(name, c"discard-granularity", fmt!("{}", limits.granularity))?;
+                xbt.write(name, c"discard-alignment", fmt!("{}", limits.alignment))?;
+                xbt.write(name, c"discard-secure", fmt!("{}", u8::from(limits.secure)))?;
+            }
+            xbt.write(
+                name,
+                c"feature-discard",
+                fmt!("{}", u8::from(discard.is_some())),
+            )?;
+            xbt.write(name, c"sectors", fmt!("{}", disk.sectors))?;
+            xbt.write(name, c"info", fmt!("{}", info))?;
+            xbt.write(name, c"sector-size", fmt!("{}", disk.logical_block_size))?;
+            xbt.write(
+                name,
+                c"physical-sector-size",
+                fmt!("{}", medium.physical_block_size()),
+            )
+        })
+    }
+}

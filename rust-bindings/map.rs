@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping and unmapping a guest's grants: many in one hypercall.
+//!
+//! C header: [`include/xen/grant_table.h`](srctree/include/xen/grant_table.h)
+
+use core::ptr::NonNull;
+use kernel::prelude::*;
+
+use crate::{
+    grant::Slot,
+    pool::PagePool,
+    raw, //
+};
+
+/// Grants that go into one hypercall at most. A hypercall of 64 operations costs Xen some tens of
+/// microseconds, and its arrays 5 KiB of memory per ring.
+const BATCH: usize = 64;
+
+/// Grants that are to be mapped.
+///
+/// # Invariants
+///
+/// The vectors have room for [`BATCH`] elements and are of the same length.
+pub(crate) struct Maps {
+    domid: u16,
+    ops: KVec<raw::gnttab_map_grant_ref>,
+    pages: KVec<*mut raw::page>,
+    /// For which slot each operation is.
+    whose: KVec<NonNull<Slot>>,
+}
+
+impl Maps {
+    /// Prepares to map grants of the domain `domid`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(domid: u16) -> Result<Self> {
+        // INVARIANT: The room is allocated here.
+        Ok(Self {
+            domid,
+            ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            whose: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+        })
+    }
+
+    /// Is there no room for another operation?
+    pub(crate) fn is_full(&self) -> bool {
+        self.ops.len() >= BATCH
+    }
+
+    /// Adds an operation, for which there must be room.
+    ///
+    /// # Safety
+    ///
+    /// `page` is of a [`PagePool`] for grants, is not mapped, and nobody uses it until [`Maps::flush`].
+    pub(crate) unsafe fn add(
+        &mut self,
+        gref: u32,
+        page: NonNull<raw::page>,
+        readonly: bool,
+        slot: NonNull<Slot>,
+    ) {
+        let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
+        let flags = if readonly {
+            raw::GNTMAP_HOST_MAP | raw::GNTMAP_READONLY
+        } else {
+            raw::GNTMAP_HOST_MAP
+        };
+        // SAFETY: The operation may be written, the page is valid.
+        unsafe { raw::gnttab_set_map_op(&mut op, page.as_ptr(), flags, gref, self.domid) };
+        let _ = self.ops.push_within_capacity(op);
+        let _ = self.pages.push_within_capacity(page.as_ptr());
+        let _ = self.whose.push_within_capacity(slot);
+    }
+
+    /// Has all operations done; `then` is told of each with the handle of the mapping, or with the error of
+    /// the grant table. May sleep.
+    pub(crate) fn flush(
+        &mut self,
+        mut then: impl FnMut(&mut NonNull<Slot>, core::result::Result<u32, i16>),
+    ) {
+        if self.ops.is_empty() {
+            return;
+        }
+        // The result says no more than the status of each operation: an operation that Xen did
+        // not get to keeps the positive status that it was prepared with.
+        //
+        // SAFETY: Both arrays have `len` elements; the pages are not mapped by the guarantee of `add`.
+        unsafe {
+            raw::gnttab_map_refs(
+                self.ops.as_mut_ptr(),
+                core::ptr::null_mut(),
+                self.pages.as_mut_ptr(),
+                self.ops.len() as u32,
+            )
+        };
+        for (whose, op) in self.whose.iter_mut().zip(&self.ops) {
+            let okay = op.status == raw::GNTST_okay as i16;
+            then(whose, if okay { Ok(op.handle) } else { Err(op.status) });
+        }
+        self.ops.clear();
+        self.pages.clear();
+        self.whose.clear();
+    }
+
+    /// Maps a single grant, writable; the handle of the mapping, or the error of the grant table. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Maps::add`].
+    pub(crate) unsafe fn one(
+        &self,
+        gref: u32,
+        page: NonNull<raw::page>,
+    ) -> core::result::Result<u32, i16> {
+        let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
+        let mut pages = [page.as_ptr()];
+        // SAFETY: The operation may be written, the page is valid and not mapped; there is one of each.
+        unsafe {
+            raw::gnttab_set_map_op(
+                &mut op,
+                page.as_ptr(),
+                raw::GNTMAP_HOST_MAP,
+                gref,
+                self.domid,
+            );
+            raw::gnttab_map_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1);
+        }
+        if op.status == raw::GNTST_okay as i16 {
+            Ok(op.handle)
+        } else {
+            Err(op.status)
+        }
+    }
+}
+
+/// Grants that are to be unmapped.
+///
+/// # Invariants
+///
+/// The vectors have room for [`BATCH`] elements and are of the same length. The grants are mapped into
+/// the pages, which are nobody else's.
+pub(crate) struct Unmaps {
+    ops: KVec<raw::gnttab_unmap_grant_ref>,
+    pages: KVec<*mut raw::page>,
+}
+
+impl Unmaps {
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        // INVARIANT: The room is allocated here.
+        Ok(Self {
+            ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+        })
+    }
+
+    /// Is there no room for another operation?
+    pub(crate) fn is_full(&self) -> bool {
+        self.ops.len() >= BATCH
+    }
+
+    /// Adds an operation, for which there must be room.
+    ///
+    /// # Safety
+    ///
+    /// A grant is mapped with this handle into `page`, which is of the pool that [`Unmaps::flush`] is
+    /// going to be called with, and is no longer the caller's.
+    pub(crate) unsafe fn add(&mut self, page: NonNull<raw::page>, handle: u32) {
+        let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
+        // SAFETY: The operation may be written, the page is valid.
+        unsafe { raw::gnttab_set_unmap_op(&mut op, page.as_ptr(), raw::GNTMAP_HOST_MAP, handle) };
+        // INVARIANT: By the caller's guarantee.
+        let _ = self.ops.push_within_capacity(op);
+        let _ = self.pages.push_within_capacity(page.as_ptr());
+    }
+
+    /// Has all operations done, and gives the pages to `pool`; `name` is for log lines. May sleep.
+    pub(crate) fn flush(&mut self, pool: &mut PagePool, name: &CStr) {
+        if self.ops.is_empty() {
+            return;
+        }
+        // SAFETY: Both arrays have `len` elements; the pages are mapped by the handles.
+        unsafe {
+            raw::gnttab_unmap_refs(
+                self.ops.as_mut_ptr(),
+                core::ptr::null_mut(),
+                self.pages.as_mut_ptr(),
+                self.ops.len() as u32,
+            )
+        };
+        for (page, op) in self.pages.iter().zip(&self.ops) {
+            match NonNull::new(*page) {
+                // SAFETY: By the guarantee of `add`; the page has just been unmapped.
+                Some(page) if op.status == raw::GNTST_okay as i16 => unsafe { pool.put(page) },
+                // The page may still show the guest's memory; it can never be used again.
+                _ => pr_err!("{name}: a grant cannot be unmapped, a page is lost\n"),
+            }
+        }
+        self.ops.clear();
+        self.pages.clear();
+    }
+}

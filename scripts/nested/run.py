@@ -173,7 +173,7 @@ class Runner:
             print(f"{word} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
             if outcome.result == "fail":
                 if not self.verbose:
-                    section("test log", outcome.log[-60:])
+                    section("test log", outcome.log[:40] + ["..."] * (len(outcome.log) > 100) + outcome.log[40:][-60:])
                 section("dom0's kernel log", outcome.dmesg[-60:])
                 for path, text in outcome.xl.items():
                     section(path, text.splitlines()[-15:])

@@ -11,6 +11,9 @@ import base64
 import ctypes
 import glob
 import json
+import os
+import random
+import statistics
 import subprocess
 import sys
 import time
@@ -100,6 +103,7 @@ SETUPS = (
     Setup("qdisk, file", "", f"format=raw,backendtype=qdisk,target={FILE}"),
 )
 DOM0 = (("fio in dom0, file", str(FILE)), ("fio in dom0, RAM disk", "/dev/ram1"), ("fio in dom0, null_blk", "/dev/nullb0"))
+PLACES = [setup.name for setup in SETUPS] + [name for name, _ in DOM0]  # in tables
 
 
 class Account:
@@ -122,12 +126,25 @@ class Account:
         return used
 
 
+def fixed_work() -> float:
+    """Seconds that it takes to do what dom0 does for a disk, too: compute, move memory, enter kernel and hypervisor."""
+    start = time.monotonic()
+    for _ in range(5):
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+        for _ in range(20):
+            bytes(1 << 16).translate(bytes(range(256)))
+            sum(range(500))
+            os.sched_yield()
+    return time.monotonic() - start
+
+
 class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.env = Env("rs")
         self.account = Account()
         self.module = ""
+        self.unit = 1.0 if options.exact else statistics.median(fixed_work() for _ in range(11))
 
     def run(self) -> None:
         sh(f"modprobe -a null_blk loop; modprobe brd rd_nr=2 rd_size={(SIZE + 48) << 10}; "
@@ -137,8 +154,8 @@ class Bench:
         fio = self.env.new_guest(name="fio", memory=256).create()
         ring = self.env.new_guest(name="ring", memory=192, frontend=True).create()
         for round in range(self.options.repeat):
-            order = SETUPS if round % 2 == 0 else SETUPS[::-1]  # so that a drift of the machine shows as spread
-            for setup in order:
+            # In another order each time, so that a drift of the machine, or what one leaves to the next, shows as spread.
+            for setup in random.Random(round).sample(SETUPS, len(SETUPS)):
                 if self.chosen(setup.name):
                     self.one(setup, round, fio, ring)
             for name, target in DOM0:
@@ -191,19 +208,22 @@ class Bench:
         baseline = 0
         for load in (*[NO_LOAD] * (unmeasured + 1), *filter(lambda load: self.wanted(load.name), LOADS)):
             count = load.count * self.options.scale
+            pace = self.pace()
             self.announce("start")
             before = self.account.nanoseconds()
             text = run(FIO.format(target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=count or 1))
             used = self.account.nanoseconds() - before
             self.announce("end", load.name, count)
+            pace = (pace + self.pace()) / 2
             if load is NO_LOAD:
-                baseline = used
+                baseline = used / pace
                 continue
             words = next(line for line in text.splitlines() if line.startswith("3;")).split(";")
             at = FIO_WRITE if "write" in load.rw else 0
             percentile = next(word for word in words[at + 17:at + 37] if word.startswith("99.0"))
-            self.result(setup, load.name, round, used - baseline, count, count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001),
-                        float(words[FIO_LATENCY + at]), float(percentile.partition("=")[2]))
+            self.result(setup, load.name, round, used / pace - baseline, count,
+                        count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001) * pace,
+                        float(words[FIO_LATENCY + at]) / pace, float(percentile.partition("=")[2]) / pace)
 
     def ring(self, guest: Guest, setup: Setup, round: int) -> None:
         backend = self.env.store.read(f"/local/domain/{guest.domid}/device/vbd/{vdev_number('xvdb')}/backend")
@@ -214,16 +234,24 @@ class Bench:
                 continue
             figures = []
             for requests in (1, load.count * self.options.scale):
+                pace = self.pace()
                 self.announce("start")
                 before = self.account.nanoseconds()
                 text = guest.sh(f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r >/tmp/out 2>&1 "
                                 "|| { cat /tmp/out; exit 1; }; cat /tmp/r", timeout=120)
-                figures.append((self.account.nanoseconds() - before, json.loads(text)))
+                used = self.account.nanoseconds() - before
                 self.announce("end", load.name, requests)
+                pace = (pace + self.pace()) / 2
+                figures.append((used / pace, json.loads(text)))
             (idle, few), (used, report) = figures
             count = report["requests"] - few["requests"]
-            self.result(setup.name, load.name, round, used - idle, count, report["requests_per_second"],
-                        report["latency_us"]["mean"], report["latency_us"]["percentiles"]["p99"])
+            self.result(setup.name, load.name, round, used - idle, count, report["requests_per_second"] * pace,
+                        report["latency_us"]["mean"] / pace, report["latency_us"]["percentiles"]["p99"] / pace)
+
+    def pace(self) -> float:
+        """How long the same work takes now, with that of the boot's beginning as the unit. Times are divided by it: under
+        emulation the processor is not our own, and its speed changes by half within minutes."""
+        return 1.0 if self.options.exact else fixed_work() / self.unit
 
     def announce(self, at: str, load: str = "", requests: int = 0) -> None:
         """Tells the host where what is to be profiled begins and ends, and where functions are then."""
@@ -243,7 +271,7 @@ class Bench:
         return not self.options.loads or any(word == load or word not in names and word in load for word in self.options.loads)
 
     def result(self, setup: str, load: str, round: int, used: int, count: int, rate: float, mean: float, p99: float) -> None:
-        line = {"setup": setup, "load": load, "round": round, "requests": count, "cpu_ns": used / count, "per_second": rate,
+        line = {"setup": setup, "place": PLACES.index(setup), "load": load, "round": round, "requests": count, "cpu_ns": used / count, "per_second": rate,
                 "latency_us": mean, "p99_us": p99}
         print("@R " + json.dumps(line), flush=True)
 
@@ -253,6 +281,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--announce", action="store_true")
+    parser.add_argument("--exact", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--loads", nargs="*", default=[])
     options = parser.parse_args()

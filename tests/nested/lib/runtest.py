@@ -35,6 +35,9 @@ def explain(env: Env) -> None:
         front = env.store.read(f"{path}/frontend")
         if front:
             print(f"    {front}: {env.store.values(front)}", flush=True)
+    for device in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
+        print(f"--- {device.name}: driver {(device / 'driver').resolve().name if (device / 'driver').exists() else 'none'}", flush=True)
+    print("--- loaded: " + " ".join(sorted(path.name for path in Path("/sys/module").glob("xen_blkback*"))), flush=True)
     for state in Path("/sys/kernel/debug/xen-blkback-rs").glob("*/state"):
         print(f"--- {state}\n{read(state)}", flush=True)
     for comm in Path("/proc").glob("[0-9]*/comm"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from lib.basics import Failure, check, equal, log, read, sh
+from lib.basics import Failure, check, equal, log, read
 from lib.env import Env, md5
 from lib.guest import Guest, vdev_number
 
@@ -21,7 +21,7 @@ REQUESTS = 500
 
 def run(env: Env) -> None:
     if env.backend != "qdisk":  # as on a machine with more processors
-        sh(f"modprobe {env.driver} && echo 4 >/sys/module/{env.driver}/parameters/max_queues")
+        env.parameter("max_queues", 4)
     image = env.file("ext4", "disk", SIZE)
     read_only = env.file("ext4", "read-only", SIZE, fill="read only")
     before = md5(read_only)

@@ -1,6 +1,6 @@
 """A frontend connects and disconnects again and again, as guests do that reboot; dom0 has afterwards what it had before."""
 
-from lib.basics import check, log, sh
+from lib.basics import check, log
 from lib.env import Env
 from lib.leaks import handles, mapped, no_more, used
 
@@ -13,7 +13,7 @@ LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --queues
 
 
 def run(env: Env) -> None:
-    sh(f"modprobe {env.driver} && echo 2 >/sys/module/{env.driver}/parameters/max_queues")
+    env.parameter("max_queues", 2)
     guest = env.guest(env.disk(env.file("ext4", "disk", 8 << 20), "xvda"), env.disk(env.device(8), "xvdb"), frontend=True)
 
     def cycles(count: int) -> None:

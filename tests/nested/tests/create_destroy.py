@@ -6,7 +6,7 @@ from lib.env import FILE_SYSTEMS, Env
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 900
 ESTIMATE = 150
-LONG = 10
+LONG = 4
 CYCLES = 5  # guests; fifty disks
 
 # A program a disk that reads and writes without end, and then waits until all of them have gone some way.

@@ -15,9 +15,9 @@ FEW = 12  # ring, console, xenstore and what else there is
 
 
 def run(env: Env) -> None:
-    parameters = f"/sys/module/{env.driver}/parameters"
-    sh(f"modprobe {env.driver} && echo {MOST} >{parameters}/max_persistent_grants && echo 3600 >{parameters}/persistent_grant_unused_seconds")
-    guest = env.guest(env.disk(env.file("ext4", "disk", 32 << 20), "xvda"))
+    env.parameter("max_persistent_grants", MOST)
+    env.parameter("persistent_grant_unused_seconds", 3600)
+    guest = env.guest(env.disk(env.file("ext4", "disk", 32 << 20), "xvda"), vcpus=2)
     equal(env.store.read(f"{guest.backend('xvda')}/feature-persistent"), "1", "feature-persistent")
 
     def kept() -> int:
@@ -28,7 +28,7 @@ def run(env: Env) -> None:
     log(f"with at most {MOST}: {at_first} grants of the guest are mapped")
     check(MOST // 2 <= at_first <= MOST + FEW, f"{at_first} grants are mapped, allowed are {MOST}")
 
-    sh(f"echo 1000 >{parameters}/max_persistent_grants")
+    env.parameter("max_persistent_grants", 1000)
     guest.sh(LOAD, timeout=90)
     more = kept()
     log(f"with at most 1000: {more}")
@@ -40,7 +40,8 @@ def run(env: Env) -> None:
     guest.sh(LOAD, timeout=90)
     if env.backend == "rs":  # the in-tree driver looks at the time only when there are requests
         check(kept() > FEW, "no grant is kept any more")
-        sh(f"echo 1 >{parameters}/persistent_grant_unused_seconds && echo 2 >/proc/sys/vm/drop_caches")
+        env.parameter("persistent_grant_unused_seconds", 1)
+        sh("echo 2 >/proc/sys/vm/drop_caches")
         wait_for(lambda: kept() <= FEW, 20, "the grants to be returned")
         guest.sh(LOAD, timeout=90)
         wait_for(lambda: kept() <= FEW, 20, f"grants that nobody uses to be returned ({kept()} mapped)")
@@ -48,9 +49,19 @@ def run(env: Env) -> None:
     guest.detach("xvda")
     check(mapped(guest.domid) <= FEW, "grants are mapped after the disk is gone")
 
-    sh(f"echo 0 >{parameters}/feature_persistent")
+    env.parameter("feature_persistent", 0)
+    env.parameter("max_queues", 2)
     guest.attach(env.disk(env.file("ext4", "other", 32 << 20), "xvda"))
     equal(env.store.read(f"{guest.backend('xvda')}/feature-persistent"), "0", "feature-persistent where it is turned off")
     guest.sh(LOAD, timeout=90)
     check(mapped(guest.domid) <= FEW, "grants are kept though persistent ones are turned off")
+
+    if env.backend == "rs":
+        # The frontend goes by what it was offered: it keeps its queues, and gives up a disk where an unexpected grant stays mapped.
+        env.parameter("feature_persistent", 1)
+        env.parameter("max_queues", 1)
+        for act in ("unbind", "bind"):
+            sh(f"echo vbd-{guest.domid}-51712 >/sys/bus/xen-backend/drivers/xen-blkback-rs/{act}")
+        guest.sh(LOAD, timeout=90)
+        check(mapped(guest.domid) <= FEW, "grants are kept though the frontend was not offered persistent ones")
     guest.shutdown()

@@ -1,6 +1,6 @@
 """Several queues and rings of several pages, alone and together, each with verified traffic, and again after a reboot."""
 
-from lib.basics import equal, sh
+from lib.basics import equal
 from lib.env import Env
 
 BACKENDS = ("rs", "loop")
@@ -14,7 +14,7 @@ FIO = ("fio --name=v --filename=/dev/{0} --rw=randrw --size=3m --bsrange=512-256
 def run(env: Env) -> None:
     image, device = env.file("ext4", "disk", 16 << 20), env.device(16)
     # dom0 may have one processor only, and offers as many queues.
-    sh(f"modprobe {env.driver}; echo 4 >/sys/module/{env.driver}/parameters/max_queues")
+    env.parameter("max_queues", 4)
     for vcpus, order in ((2, 0), (1, 4), (2, 2)):
         # With persistent grants the frontend keeps 64 MiB for a ring of 16 pages.
         guest = env.guest(env.disk(image, "xvda"), env.disk(device, "xvdb"), vcpus=vcpus, memory=512,

@@ -44,7 +44,7 @@ def run(env: Env) -> None:
     sh(f"modprobe {env.driver}; modprobe xen_blkback")
     env.at_end(f"rmmod xen_blkback {env.driver} 2>/dev/null || true")
     for driver in {DRIVER[own], DRIVER[other]}:
-        sh(f"echo 2 >/sys/module/{driver}/parameters/max_queues; modprobe {driver}")
+        env.parameter("max_queues", 2, driver)
     image = env.file("ext4", "disk", 32 << 20)
     linux = env.guest(env.disk(env.device(32), "xvda"), env.disk(image, "xvdb"))
     ring = env.guest(env.disk(env.device(32, 1), "xvda"), frontend=True)

@@ -19,7 +19,7 @@ LAYOUTS = (
 
 
 def run(env: Env) -> None:
-    sh(f"modprobe {env.driver} && echo 2 >/sys/module/{env.driver}/parameters/max_queues")
+    env.parameter("max_queues", 2)
     base = env.device(32)
     slow = "/dev/mapper/xb9"
     sh(f"dmsetup create xb9 --table \"0 $(blockdev --getsz {base}) delay {base} 0 {DELAY}\" && udevadm settle")

@@ -10,21 +10,19 @@ ESTIMATE = 25
 
 def run(env: Env) -> None:
     image = env.file("ext4", "disk", 8 << 20)
-    saved = MODPROBE.read_text()
     module = f"/lib/modules/{env.kver}/updates/xen-blkback-rs.ko"
-    sh(f"rmmod {env.driver} 2>/dev/null || true")
+    back = f"! [ -e /run/xen-blkback-rs.ko ] || {{ mv /run/xen-blkback-rs.conf {MODPROBE}; mv /run/xen-blkback-rs.ko {module}; depmod {env.kver}; " \
+           "udevadm control --reload; rmmod xen_blkback 2>/dev/null || true; }"
+    env.at_end(back)
+    sh(f"rmmod {env.driver} 2>/dev/null || true; mv {MODPROBE} {module} /run/; depmod {env.kver}; udevadm control --reload")
     env.backend, env.driver = "loop", DRIVER["loop"]
-    try:
-        MODPROBE.unlink()
-        sh(f"mv {module} /run/; depmod {env.kver}; udevadm control --reload")
-        guest = env.guest(env.disk(image))
-        check(env.loops(), "no loop device: who serves the file?")
-        guest.sh("dd if=/dev/zero of=/dev/xvda bs=64k count=4 oflag=direct")
-        guest.shutdown()
-    finally:
-        MODPROBE.write_text(saved)
-        sh(f"mv /run/xen-blkback-rs.ko {module}; depmod {env.kver}; udevadm control --reload; rmmod xen_blkback 2>/dev/null || true")
-        env.backend, env.driver = "rs", DRIVER["rs"]
+    guest = env.guest(env.disk(image))
+    check(env.loops(), "no loop device: who serves the file?")
+    guest.sh("dd if=/dev/zero of=/dev/xvda bs=64k count=4 oflag=direct")
+    guest.shutdown()
+
+    sh(back)
+    env.backend, env.driver = "rs", DRIVER["rs"]
     guest = env.guest(env.disk(image))
     equal(guest.served_by("xvda"), DRIVER["rs"], "who serves the disk with the file in place again")
     guest.shutdown()

@@ -7,6 +7,8 @@ What is measured, and how, stands in tests/nested/dom0/bench.py. Here: the machi
 
 Two modes. timed: the emulation runs as it can, and figures compare within a boot. exact: its clock counts instructions,
 so that two boots agree, but a cache miss or a flushed TLB costs no more than any other instruction.
+
+A spread is half of the distance between the quartiles of the rounds, or of the extremes of three rounds or fewer.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str,
         for name in ("only", "loads"):
             if words := getattr(options, name):
                 command += f" --{name} " + " ".join(f"'{word}'" for word in words)
+        if mode == "exact":
+            command += " --exact"
         if profile:
             command += " --announce"
         figures, status = [], 1
@@ -130,8 +134,8 @@ UNITS = {"timed": "us of dom0", "exact": "1000 instr."}
 
 
 def table(figures: list[dict[str, Any]], key: str, scale: float, digits: int) -> str:
-    """Set-ups against loads: the median over the rounds, and half the distance of the extremes where there are some."""
-    setups = list(dict.fromkeys(figure["setup"] for figure in sorted(figures, key=lambda figure: figure["round"])))
+    """Set-ups against loads: the median over the rounds, and their spread."""
+    setups = list(dict.fromkeys(figure["setup"] for figure in sorted(figures, key=lambda figure: figure["place"])))
     loads = list(dict.fromkeys(figure["load"] for figure in figures))
     lines = ["| | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
     for setup in setups:
@@ -143,7 +147,8 @@ def table(figures: list[dict[str, Any]], key: str, scale: float, digits: int) ->
                 continue
             cell = f"{statistics.median(values):.{digits}f}"
             if len(values) > 1:
-                cell += f" ±{(max(values) - min(values)) / 2:.{digits}f}"
+                low, _, high = statistics.quantiles(values, method="inclusive") if len(values) > 3 else (min(values), 0, max(values))
+                cell += f" ±{(high - low) / 2:.{digits}f}"
             cells.append(cell)
         lines.append(f"| {setup} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -154,7 +159,7 @@ def report(kver: str, mode: str, figures: list[dict[str, Any]]) -> str:
     cost = "Thousands of instructions that dom0 executes for a request" if mode == "exact" else \
         "Microseconds of dom0's processor time for a request"
     text = f"# {mode.capitalize()}: {kver}, {rounds} rounds in one boot\n\nMade by `make bench`; the median of the rounds, ± half of " \
-           f"their range.\n\n## {cost}\n\n{table(figures, 'cpu_ns', 1000, 1)}\n"
+           f"{'the distance between their quartiles' if rounds > 3 else 'their range'}.\n\n## {cost}\n\n{table(figures, 'cpu_ns', 1000, 1)}\n"
     text += f"\n## Mean latency in microseconds\n\n{table(figures, 'latency_us', 1, 0)}\n"
     return text + f"\n## Requests per second\n\n{table(figures, 'per_second', 1, 0)}\n"
 

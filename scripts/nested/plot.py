@@ -22,7 +22,7 @@ def main() -> None:
     with open(sys.argv[1]) as file:
         results = json.load(file)
     figures = results["figures"]
-    setups = list(dict.fromkeys(f["setup"] for f in sorted(figures, key=lambda f: f["round"])))
+    setups = list(dict.fromkeys(f["setup"] for f in sorted(figures, key=lambda f: f["place"])))
     loads = list(dict.fromkeys(f["load"] for f in figures))
     columns = min(4, len(loads))
     rows = -(-len(loads) // columns)

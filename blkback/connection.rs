@@ -11,7 +11,8 @@ use core::ops::RangeInclusive;
 use blkif::{
     Abi,
     BackRing,
-    Disk, //
+    Disk,
+    RingError, //
 };
 use kernel::{
     fmt,
@@ -41,6 +42,8 @@ use crate::{
 pub(crate) struct Refusal {
     pub(crate) error: Error,
     pub(crate) what: CString,
+    /// An event channel could not be bound. Somebody else may have it still.
+    pub(crate) event_channel: bool,
 }
 
 /// What a frontend has been offered before it publishes its side.
@@ -191,9 +194,20 @@ type NewRing = (Arc<Ring>, core::result::Result<EventChannel<Ring>, Refusal>);
 
 fn refusal(error: Error, what: fmt::Arguments<'_>) -> Refusal {
     match CString::try_from_fmt(what) {
-        Ok(what) => Refusal { error, what },
+        Ok(what) => Refusal {
+            error,
+            what,
+            event_channel: false,
+        },
         Err(_) => refusal(error, fmt!("")),
     }
+}
+
+fn bogus(directory: &CStr, err: RingError) -> Refusal {
+    refusal(
+        EIO,
+        fmt!("ring in {}: {}", directory, format_args!("{err}")),
+    )
 }
 
 /// Sets up a ring: one of several, whose nodes are in a directory of its own, or the only one. The
@@ -221,12 +235,8 @@ fn new_ring(
     };
     let memory = map_ring(dev, directory, ring_order)?;
     let port = number(directory, c"event-channel")?;
-    let back = BackRing::attach(&memory, connection.abi, memory.bytes()).map_err(|err| {
-        refusal(
-            EIO,
-            fmt!("ring in {}: {}", directory, format_args!("{err}")),
-        )
-    })?;
+    let back = BackRing::attach(&memory, connection.abi, memory.bytes())
+        .map_err(|err| bogus(directory, err))?;
     let ring = CString::try_from(dev.nodename())
         .map_err(Error::from)
         .and_then(|name| {
@@ -246,8 +256,17 @@ fn new_ring(
         })
         .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
     prepare(dev, &ring)?;
-    let bound = EventChannel::bind(dev, port, ring.clone())
-        .map_err(|err| refusal(err, fmt!("binding {}/event-channel {}", directory, port)));
+    let bound = match EventChannel::bind(dev, port, ring.clone()) {
+        // A driver before us that had requests in flight has answered them, and cannot answer any more.
+        Ok(channel) => match ring.attach(connection.abi) {
+            Ok(()) => Ok(channel),
+            Err(err) => Err(bogus(directory, err)),
+        },
+        Err(err) => Err(Refusal {
+            event_channel: true,
+            ..refusal(err, fmt!("binding {}/event-channel {}", directory, port))
+        }),
+    };
     Ok((ring, bound))
 }
 

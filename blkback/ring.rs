@@ -16,9 +16,11 @@
 #![forbid(unsafe_code)]
 
 use blkif::{
+    Abi,
     BackRing,
     Disk,
-    RawSlot, //
+    RawSlot,
+    RingError, //
 };
 use kernel::{
     fmt, impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
@@ -256,6 +258,19 @@ impl Ring {
     /// As [`Thread::new`].
     pub(crate) fn prepare(self: &Arc<Self>, name: &CStr) -> Result {
         self.thread.populate(Thread::new(self.clone(), name)?);
+        Ok(())
+    }
+
+    /// Looks anew where the ring stands. To be called before [`Ring::start`] only. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`BackRing::attach`].
+    pub(crate) fn attach(&self, abi: Abi) -> core::result::Result<(), RingError> {
+        let mut state = self.state.lock();
+        if let Some(memory) = &state.memory {
+            state.back = BackRing::attach(memory, abi, memory.bytes())?;
+        }
         Ok(())
     }
 

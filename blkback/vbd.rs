@@ -97,6 +97,8 @@ impl_has_delayed_work! {
 struct Inner {
     source: Source,
     offer: Offer,
+    /// How many more times a driver before us is waited for, which has requests in flight.
+    waits: u32,
     /// Dropped before the medium it uses.
     connection: Option<Connection>,
     mode: DiskMode,
@@ -141,6 +143,7 @@ impl Vbd {
                         ring_order: params::max_ring_page_order(),
                         persistent: params::feature_persistent(),
                     },
+                    waits: 0,
                     connection: None,
                     mode: DiskMode::from_node(b"r"),
                     sectors: 0,
@@ -230,7 +233,7 @@ impl Vbd {
         inner.connection = None;
         inner.source = Source::Removed;
         drop(inner);
-        // Without a connection it is not queued again.
+        // It is not queued again.
         cancel_delayed_work::<Self, 1>(self);
     }
 
@@ -239,7 +242,7 @@ impl Vbd {
         let mut inner = self.inner.lock();
         if let Source::New = inner.source {
             inner.source = self.take_over();
-            self.follow_former_offer(&mut inner.offer);
+            self.follow_former_driver(&mut inner);
             self.publish_offer(inner.offer);
             self.dev.switch_state(State::InitWait);
         }
@@ -289,6 +292,7 @@ impl Vbd {
             State::Closing => self.dev.switch_state(State::Closing),
             State::Closed => {
                 inner.connection = None;
+                inner.waits = 0;
                 if self.dev.is_online() {
                     self.dev.switch_state(State::Closed);
                 } else {

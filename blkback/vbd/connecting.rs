@@ -49,11 +49,14 @@ const VDISK_READONLY: u32 = 4;
 /// Time between two looks at the size of a connected disk, in milliseconds.
 const SIZE_PAUSE: u32 = 500;
 
+/// How many such times a driver before us is waited for: a minute.
+const FORMER_DRIVER_WAITS: u32 = 120;
+
 impl Vbd {
     /// A frontend that has set up its side with a driver before us goes by what that one has offered, and does
     /// not look again: it may have more queues than our parameter allows, and it takes a persistent grant for
     /// an error where none were offered.
-    pub(super) fn follow_former_offer(&self, offer: &mut Offer) {
+    pub(super) fn follow_former_driver(&self, inner: &mut Inner) {
         let state = xenstore::read(&self.frontend, c"state").and_then(|state| state.number());
         if !matches!(
             state.map(State::from_number),
@@ -61,6 +64,8 @@ impl Vbd {
         ) {
             return;
         }
+        inner.waits = FORMER_DRIVER_WAITS;
+        let offer = &mut inner.offer;
         let offered = |node| xenstore::read(self.name(), node).and_then(|value| value.number());
         offer.queues = offered(c"multi-queue-max-queues").unwrap_or(1).max(1);
         offer.ring_order = offered(c"max-ring-page-order").map_or(0, |it| it.min(MAX_RING_ORDER));
@@ -118,6 +123,17 @@ impl Vbd {
             &self.frontend,
         ) {
             Ok(connection) => connection,
+            Err(refusal) if refusal.event_channel && inner.waits > 0 => {
+                if inner.waits == FORMER_DRIVER_WAITS {
+                    pr_info!(
+                        "{}: waits for the requests of the driver that had it before\n",
+                        self.name()
+                    );
+                }
+                inner.waits = inner.waits.wrapping_sub(1);
+                self.look_again(inner);
+                return;
+            }
             Err(refusal) => {
                 self.refuse(refusal.error, &refusal.what);
                 return;
@@ -150,6 +166,7 @@ impl Vbd {
             );
         }
         inner.connection = Some(connection);
+        inner.waits = 0;
         inner.sectors = disk.sectors;
         self.look_again(inner);
     }
@@ -165,13 +182,15 @@ impl Vbd {
         }
     }
 
-    /// Looks whether the medium has another size.
+    /// Looks whether the medium has another size, or whether a driver before us has let go.
     pub(super) fn follow_size(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
         inner.looking = false;
         if inner.connection.is_some() {
             self.tell_size(&mut inner);
             self.look_again(&mut inner);
+        } else if inner.waits > 0 && !matches!(inner.source, Source::Removed) {
+            self.follow_frontend(&mut inner);
         }
     }
 

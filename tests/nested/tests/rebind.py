@@ -12,6 +12,7 @@ DRIVERS = "/sys/bus/xen-backend/drivers"
 NAMES = {"rs": "xen-blkback-rs", "loop": "vbd"}
 LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --persistent", "--abi native --queues 2 --ring-order 1 --indirect 32 --persistent")
 SWAPS = 2
+SLOW = 6000  # milliseconds that a request of the slow device takes
 FIO = ("fio --name=b --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=2m --iodepth=4 --thinktime=20000 --ioengine=libaio --direct=1"
        " --verify=crc32c --verify_fatal=1 --thread --minimal")
 
@@ -35,7 +36,25 @@ def served(guest: Guest, vdev: str, backend: str) -> None:
         return sum(int(read(f"{statistics}/{name}", "0")) for name in ("rd_req", "wr_req"))
 
     before = done()
-    wait_for(lambda: done() > before, 90, f"{vdev}: requests done by {NAMES[backend]}")
+    wait_for(lambda: done() > before, 30, f"{vdev}: requests done by {NAMES[backend]}")
+
+
+def in_flight(env: Env, guest: Guest) -> None:
+    """The in-tree driver lets go of a ring only when the requests in flight have ended, some time after the unbind."""
+    slow, base = "/dev/mapper/xb9", env.device(8, 2)
+    # Only in its middle: udev looks at both ends.
+    sh(f"modprobe xen_blkback; printf '0 8192 linear {base} 0\n8192 4096 delay {base} 8192 {SLOW}\n12288 4096 linear {base} 12288\n' | dmsetup create xb9; udevadm settle")
+    env.at_end("dmsetup remove --retry xb9")
+    guest.attach(env.disk(slow, "xvdc"))
+    device = f"vbd-{guest.domid}-{vdev_number('xvdc')}"
+    sh(f"echo {device} >{DRIVERS}/{NAMES['rs']}/unbind; echo {device} >{DRIVERS}/{NAMES['loop']}/bind")
+    wait_for(lambda: env.store.read(f"{guest.backend('xvdc')}/state") == "4", 20, "the slow disk connected to the in-tree driver")
+    guest.sh("{ dd if=/dev/xvdc of=/dev/null bs=4k skip=1024 count=1 iflag=direct; echo $? >/tmp/slow; } >/dev/null 2>&1 &")
+    wait_for(lambda: int(read(f"/sys/bus/xen-backend/devices/{device}/statistics/rd_req", "0")) > 0, 20, "a request in flight")
+    sh(f"echo {device} >{DRIVERS}/{NAMES['loop']}/unbind; echo {device} >{DRIVERS}/{NAMES['rs']}/bind")
+    guest.sh("until [ -s /tmp/slow ]; do usleep 50000; done; read -r r </tmp/slow; exit $r")
+    equal(guest.served_by("xvdc"), DRIVER["rs"], "who serves the slow disk")
+    check(any("waits for the requests of the driver" in line for line in env.kernel_log.lines()), "nothing was in flight")
 
 
 def run(env: Env) -> None:
@@ -92,5 +111,7 @@ def run(env: Env) -> None:
         text = linux.sh(f"until [ -e /tmp/{vdev}.end ]; do usleep 20000; done; cat /tmp/{vdev}; dmesg | grep -i 'error, dev xvd' || true")
         check("failed" not in text and "rror" not in text, f"{vdev}: {text}")
         log(f"{vdev}: {text.count(chr(10))} rounds of fio")
+    if own == "rs":
+        in_flight(env, linux)
     for guest in (linux, ring):
         guest.shutdown()

@@ -36,14 +36,14 @@ GUEST = TOP / "tests/nested/guest"
 
 XEN = "4.20"
 PACKAGES = (f"xen-utils-{XEN} xen-hypervisor-{XEN}-amd64 xenstore-utils qemu-system-xen kmod udev python3 fio e2fsprogs"
-            " xfsprogs btrfs-progs util-linux mount procps busybox-static dmsetup strace zstd less seabios").split()
+            " xfsprogs btrfs-progs util-linux mount procps busybox-static dmsetup strace zstd less seabios kexec-tools").split()
 
 # What dom0 may load, by name; what these depend on comes along. Kept short: depmod runs at boot, under emulation.
 DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay
     xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs xen-scsiback xen-netback tun
     scsi_debug nbd isofs vfat overlay nls_ascii configs""".split()
 GUEST_MODULES = ("xen-blkfront", "xen-gntalloc", "xen-gntdev", "xen-evtchn", "ext4")
-GUEST_PROGRAMS = ("usr/bin/fio", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/blkdiscard", "usr/bin/dd")
+GUEST_PROGRAMS = ("usr/bin/fio", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/blkdiscard", "usr/sbin/kexec", "usr/bin/dd")
 # fio is linked with the clients of storage clusters, 50 MB in all. In a guest they are empty stand-ins.
 FIO_LIBRARIES = ("libnuma.so.1", "libz.so.1", "libm.so.6", "libaio.so.1t64", "libc.so.6")
 

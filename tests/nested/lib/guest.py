@@ -129,6 +129,12 @@ class Guest:
         self.close()
         self._ready(timeout)
 
+    def kexec(self, timeout: float = 120) -> None:
+        """The guest starts another kernel, which it has loaded before (`kexec -l`), in the same domain."""
+        self.tell("kexec -e")
+        self.close()
+        self._ready(timeout)
+
     def _ready(self, timeout: float) -> None:
         """Waits until the guest takes commands and has its disks."""
         self._open_console()

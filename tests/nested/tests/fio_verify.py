@@ -12,10 +12,10 @@ ESTIMATE = 80
 # stops at the first that is wrong. The sizes are what emulation does in some seconds.
 JOBS = (
     ("randwrite", "1m", "--bsrange=512-3584", 8),  # buffers lie 3584 bytes apart, so at all offsets in a page
-    ("randwrite", "2m", "--bsrange=512-64k", 1),
-    ("randwrite", "8m", "--bsrange=512-1m", 32),
-    ("randrw", "5m", "--bs=4k", 32),
-    ("write", "8m", "--bs=1m", 4),
+    ("randwrite", "1m", "--bsrange=512-64k", 1),
+    ("randwrite", "6m", "--bsrange=512-1m", 32),
+    ("randrw", "3m", "--bs=4k", 32),
+    ("write", "6m", "--bs=1m", 4),
 )
 
 

@@ -43,6 +43,7 @@ class Test:
     timeout: float
     estimate: float
     long: float | None  # how many times its loops, when there is time
+    only_long: bool  # whether there is no other form
 
 
 @dataclass
@@ -62,9 +63,9 @@ def find_tests() -> dict[str, Test]:
         tree = ast.parse(path.read_text())
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body
                   if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE", "LONG")}
+                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE", "LONG", "ONLY_LONG")}
         found[path.stem] = Test(path.stem, (ast.get_docstring(tree) or "").strip(), values["BACKENDS"], values["TIMEOUT"],
-                                values.get("ESTIMATE", 20), values.get("LONG"))
+                                values.get("ESTIMATE", 20), values.get("LONG"), values.get("ONLY_LONG", False))
     return found
 
 
@@ -243,7 +244,7 @@ def main() -> int:
     if options.exec:
         return execute(kver, options.backend, options.exec)
 
-    chosen = [tests[name] for name in options.tests] if options.tests else list(tests.values())
+    chosen = [tests[name] for name in options.tests] if options.tests else [test for test in tests.values() if options.long or not test.only_long]
     chosen = [test for test in chosen if options.backend in test.backends and (test.long or not options.long)]
     if not chosen:
         raise Fail(f"none of these tests applies to {options.backend}")

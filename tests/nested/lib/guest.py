@@ -131,7 +131,7 @@ class Guest:
 
     def kexec(self, timeout: float = 120) -> None:
         """The guest starts another kernel, which it has loaded before (`kexec -l`), in the same domain."""
-        self.tell("kexec -e")
+        self.tell("sync; kexec -e")
         self.close()
         self._ready(timeout)
 

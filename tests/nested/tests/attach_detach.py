@@ -17,7 +17,7 @@ WARM_UP, CYCLES = 6, 50
 def run(env: Env) -> None:
     targets = [env.file("xfs", "disk", 8 << 20), Path(env.device(8))]
     guest = env.guest(env.disk(env.file("ext4", "busy", 16 << 20)))
-    guest.sh("while :; do [ -e /tmp/pause ] || dd if=/dev/zero of=/dev/xvda bs=64k count=16 oflag=direct; sleep 1; done >/dev/null 2>&1 &")
+    guest.sh("while :; do [ -e /tmp/pause ] || dd if=/dev/zero of=/dev/xvda bs=512k count=2 oflag=direct; sleep 2; done >/dev/null 2>&1 &")
     for number in range(WARM_UP):
         cycle(env, guest, targets[number % 6 == 5], number)
     before, count = memory(guest), env.count(CYCLES)

@@ -1,11 +1,11 @@
-"""fio with checksums in every block, 512 bytes to 1 MiB, one and many in flight, on files of all file systems."""
+"""fio with checksums in every block, 512 bytes to 1 MiB, one and many in flight, on files of all file systems and on a device."""
 
 from lib.basics import log
 from lib.env import FILE_SYSTEMS, Env
 from lib.guest import Guest
 
 BACKENDS = ("rs", "loop", "qdisk")
-TIMEOUT = 400
+TIMEOUT = 500
 ESTIMATE = 80
 
 # Pattern, size of the area, block sizes, depth. Each block carries its own checksum and offset; with verify_fatal fio
@@ -32,9 +32,9 @@ def fio(guest: Guest, vdev: str, timeout: float = 150) -> None:
 
 
 def run(env: Env) -> None:
-    targets = {kind: str(env.file(kind, "disk", 40 << 20)) for kind in FILE_SYSTEMS}
-    vdevs = {name: f"xvd{'abcd'[number]}" for number, name in enumerate(targets)}
-    guest = env.guest(*(env.disk(targets[name], vdevs[name]) for name in targets))
+    targets = {kind: str(env.file(kind, "disk", 40 << 20)) for kind in FILE_SYSTEMS} | {"device": env.device(64)}
+    vdevs = {name: f"xvd{'abcde'[number]}" for number, name in enumerate(targets)}
+    guest = env.guest(*(env.disk(targets[name], vdevs[name]) for name in targets), vcpus=2)
     for name, vdev in vdevs.items():
         log(f"--- {name}")
         fio(guest, vdev)

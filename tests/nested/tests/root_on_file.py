@@ -1,4 +1,4 @@
-"""A guest boots with its root file system on a raw file, writes to it, and dom0 finds the change in the file."""
+"""A guest boots with its root file system on a raw file, writes to it, reboots, and dom0 finds the change in the file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +22,18 @@ def boot_from(env: Env, target: str | Path, meanwhile: Callable[[Guest], None] =
     guest.sh("dd if=/dev/urandom of=/file bs=64k count=32; sync; echo 3 >/proc/sys/vm/drop_caches")
     want = guest.sh("md5sum </file").split()[0]
     meanwhile(guest)
+    equal(guest.sh("md5sum </file").split()[0], want, "checksum of the guest's file")
     guest.sh("mount -o remount,ro /")
     guest.shutdown()
     equal(sh(f"fsck.ext4 -fn {target} >/dev/null && debugfs -R 'cat /file' {target} 2>/dev/null | md5sum").split()[0], want,
           "checksum of the guest's file, read from dom0")
 
 
+def reboot(guest: Guest) -> None:
+    guest.sh("(while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 &")
+    guest.reboot()
+    guest.check_served("xvda")
+
+
 def run(env: Env) -> None:
-    boot_from(env, env.file("ext4", "root", 64 << 20))
+    boot_from(env, env.file("ext4", "root", 64 << 20), reboot, on_reboot="restart")

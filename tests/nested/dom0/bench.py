@@ -208,20 +208,15 @@ class Bench:
         baseline = 0
         for load in (*[NO_LOAD] * (unmeasured + 1), *filter(lambda load: self.wanted(load.name), LOADS)):
             count = load.count * self.options.scale
-            pace = self.pace()
-            self.announce("start")
-            before = self.account.nanoseconds()
-            text = run(FIO.format(target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=count or 1))
-            used = self.account.nanoseconds() - before
-            self.announce("end", load.name, count)
-            pace = (pace + self.pace()) / 2
+            text, used, pace = self.measured(load.name, count, run, FIO.format(
+                target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=count or 1))
             if load is NO_LOAD:
-                baseline = used / pace
+                baseline = used
                 continue
             words = next(line for line in text.splitlines() if line.startswith("3;")).split(";")
             at = FIO_WRITE if "write" in load.rw else 0
             percentile = next(word for word in words[at + 17:at + 37] if word.startswith("99.0"))
-            self.result(setup, load.name, round, used / pace - baseline, count,
+            self.result(setup, load.name, round, used - baseline, count,
                         count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001) * pace,
                         float(words[FIO_LATENCY + at]) / pace, float(percentile.partition("=")[2]) / pace)
 
@@ -234,19 +229,24 @@ class Bench:
                 continue
             figures = []
             for requests in (1, load.count * self.options.scale):
-                pace = self.pace()
-                self.announce("start")
-                before = self.account.nanoseconds()
-                text = guest.sh(f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r >/tmp/out 2>&1 "
-                                "|| { cat /tmp/out; exit 1; }; cat /tmp/r", timeout=120)
-                used = self.account.nanoseconds() - before
-                self.announce("end", load.name, requests)
-                pace = (pace + self.pace()) / 2
-                figures.append((used / pace, json.loads(text)))
+                text, used, pace = self.measured(load.name, requests, partial(guest.sh, timeout=120), f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r >/tmp/out 2>&1 "
+                                                 "|| { cat /tmp/out; exit 1; }; cat /tmp/r")
+                figures.append((used, json.loads(text)))
             (idle, few), (used, report) = figures
             count = report["requests"] - few["requests"]
             self.result(setup.name, load.name, round, used - idle, count, report["requests_per_second"] * pace,
                         report["latency_us"]["mean"] / pace, report["latency_us"]["percentiles"]["p99"] / pace)
+
+    def measured(self, load: str, requests: int, run: Callable[[str], str], script: str) -> tuple[str, float, float]:
+        """What SCRIPT says, the processor time that dom0 uses meanwhile at the boot's pace, and the pace."""
+        pace = self.pace()
+        self.announce("start")
+        before = self.account.nanoseconds()
+        text = run(script)
+        used = self.account.nanoseconds() - before
+        self.announce("end", load, requests)
+        pace = (pace + self.pace()) / 2
+        return text, used / pace, pace
 
     def pace(self) -> float:
         """How long the same work takes now, with that of the boot's beginning as the unit. Times are divided by it: under

@@ -36,7 +36,8 @@ def run(env: Env) -> None:
 
 
 def rounds(guest: Guest) -> list[int]:
-    return [int(word) for word in guest.sh("until [ -s /tmp/xvda ] && [ -s /tmp/xvdb ]; do usleep 20000; done; cat /tmp/xvda /tmp/xvdb").split()]
+    # A file is empty for the moment between its opening and the writing.
+    return [int(word) for word in guest.sh("until set -- $(cat /tmp/xvda /tmp/xvdb) && [ $# = 2 ]; do usleep 20000; done; echo $*").split()]
 
 
 def pause(guest: Guest) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 
-from xb import archive, buildroot, checks, kernel, module, runner  # noqa: E402
+from xb import archive, buildroot, checks, frontend, kernel, module, runner  # noqa: E402
 from xb.common import BUILD, TOP, Fail, program, remove, say  # noqa: E402
 
 
@@ -140,6 +140,8 @@ def check(options: argparse.Namespace) -> int:
         try:
             buildroot.ensure()
             early = pool.submit(runner.host, [check for check in host if check in checks.WITHOUT_KERNEL], None)
+            if in_xen:
+                pool.submit(frontend.build)  # whoever needs it tells why it could not be built
             to = module.target(options.kver, options.kdir)
         except Fail as error:
             print(f"FAIL kernel: {error}", flush=True)

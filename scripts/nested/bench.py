@@ -19,7 +19,6 @@ import bisect
 import json
 import os
 import signal
-import statistics
 import sys
 import time
 import zlib
@@ -31,6 +30,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
+from figures import summary  # noqa: E402
 from vm import Machine, frontend_files, module_files  # noqa: E402
 from xb import buildroot  # noqa: E402
 from xb.common import BUILD, TOP, Fail, lock, program, rel, say, write_json  # noqa: E402
@@ -145,11 +145,8 @@ def table(figures: list[dict[str, Any]], key: str, scale: float, digits: int) ->
             if not values:
                 cells.append("")
                 continue
-            cell = f"{statistics.median(values):.{digits}f}"
-            if len(values) > 1:
-                low, _, high = statistics.quantiles(values, method="inclusive") if len(values) > 3 else (min(values), 0, max(values))
-                cell += f" ±{(high - low) / 2:.{digits}f}"
-            cells.append(cell)
+            middle, below, above = summary(values)
+            cells.append(f"{middle:.{digits}f}" + (f" ±{(below + above) / 2:.{digits}f}" if len(values) > 1 else ""))
         lines.append(f"| {setup} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -6,10 +6,11 @@ Runs in the build root, where matplotlib is.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 
 import matplotlib
+
+from figures import summary
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "xen-blkback-rs"  # the same figures give the same file
@@ -31,9 +32,8 @@ def main() -> None:
         axis.set_visible(False)
     for axis, load in zip(axes.flat, loads):
         values = [[f["cpu_ns"] / 1000 for f in figures if (f["setup"], f["load"]) == (setup, load)] for setup in setups]
-        middle = [statistics.median(v) if v else 0 for v in values]
-        spread = [[m - min(v or [0]) for v, m in zip(values, middle)], [max(v or [0]) - m for v, m in zip(values, middle)]]
-        axis.barh(setups, middle, xerr=spread, color=[OURS if s.startswith("rs") else OTHERS for s in setups], ecolor="#444444")
+        middle, below, above = zip(*(summary(v or [0]) for v in values))
+        axis.barh(setups, middle, xerr=[below, above], color=[OURS if s.startswith("rs") else OTHERS for s in setups], ecolor="#444444")
         axis.set_title(load, fontsize=9)
         axis.tick_params(labelsize=8)
     axes.flat[0].invert_yaxis()

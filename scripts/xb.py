@@ -85,18 +85,11 @@ def main() -> int:
             to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
             module.build(to)
         case "check-long":
-            to = module.target(options.kver, options.kdir)
-            module.build(to)
-            return nested("run.py", to.release, "--long")
+            return built_and_nested(options, "run.py", "--long")
         case "demo":
-            with ahead():
-                to = module.target(options.kver, options.kdir)
-                module.build(to)
-                return nested("demo.py", to.release)
+            return built_and_nested(options, "demo.py")
         case "bench":
-            to = module.target(options.kver, options.kdir)
-            module.build(to)
-            return nested("bench.py", to.release, *(word for word in options.argv if word != "--"))
+            return built_and_nested(options, "bench.py", *(word for word in options.argv if word != "--"))
         case "install":
             to = module.target(options.kver, options.kdir)
             module.build(to)
@@ -111,9 +104,12 @@ def main() -> int:
     return 0
 
 
-def nested(name: str, kver: str, *argv: str) -> int:
-    """Runs a program of scripts/nested."""
-    return subprocess.run([sys.executable, str(TOP / "scripts/nested" / name), "--kver", kver, *argv]).returncode
+def built_and_nested(options: argparse.Namespace, name: str, *argv: str) -> int:
+    """Builds the module and runs a program of scripts/nested."""
+    with ahead():
+        to = module.target(options.kver, options.kdir)
+        module.build(to)
+        return subprocess.run([sys.executable, str(TOP / "scripts/nested" / name), "--kver", to.release, *argv]).returncode
 
 
 @contextlib.contextmanager

@@ -4,8 +4,7 @@ From the host:  {"run": TEST, "backend": B, "timeout": S, "state": null or {...}
 To the host:    {"ready": RELEASE}   {"log": LINE}   {"result": "ok" | "fail" | "skip" | "powercut", "reason": ..., ...}
                 {"exit": STATUS}
 
-A test runs in a process of its own, forked from this one, for starting Python takes a second under emulation; when its
-time is up, the kernel's blocked tasks go to the log and the test fails.
+A test runs in its own process; when its time is up, the kernel's blocked tasks go to the log and the test fails.
 """
 
 from __future__ import annotations
@@ -17,14 +16,9 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from lib import runtest  # noqa: E402
-
+LIB = Path(__file__).resolve().parents[1] / "lib"
 KMSG_TAIL = 120
 
 
@@ -80,8 +74,7 @@ class Agent:
             if "run" in message:
                 self.test(message)
             elif "exec" in message:
-                argv = ["bash", "-c", message["exec"]]
-                _, status = self.child(lambda: os.execvp(argv[0], argv), message.get("timeout", 3600))
+                _, status = self.child(["bash", "-c", message["exec"]], message.get("timeout", 3600))
                 self.send(exit=status)
             elif "off" in message:
                 return
@@ -89,8 +82,11 @@ class Agent:
     def test(self, message: dict) -> None:
         for path in Path("/var/log/xen").glob("**/*.log"):
             path.write_text("")
+        argv = [sys.executable, "-u", str(LIB / "runtest.py"), message["run"], message["backend"]]
         os.environ["XB_LOOPS"] = str(message.get("loops", 1))
-        lines, status = self.child(lambda: runtest.main(message["run"], message["backend"], message.get("state")), message["timeout"])
+        if message.get("state") is not None:
+            argv.append(json.dumps(message["state"]))
+        lines, status = self.child(argv, message["timeout"])
         results = [json.loads(line) for line in lines]
         result = results[-1] if results else {"result": "fail", "reason": f"the test ended with status {status}"}
         if status is None:
@@ -105,40 +101,18 @@ class Agent:
                             for path in Path("/var/log/xen").glob("*.log") if path.stat().st_size}
         self.send(**result)
 
-    def child(self, body: Callable[[], object], timeout: float) -> tuple[list[str], int | None]:
-        """Runs BODY in a process, passes its output on line by line; returns what it wrote to descriptor 3, and its exit
-        status, None when it had to be killed."""
-        control, control_end = os.pipe()
-        output, output_end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            os.close(self.port)
-            for file, number in ((os.open(os.devnull, os.O_RDONLY), 0), (output_end, 1), (output_end, 2)):
-                os.dup2(file, number)
-            # The numbers of pipes are above 3 in a process that has a port and two pipes open.
-            os.dup2(control_end, 3)
-            os.closerange(4, 64)
-            status = 1
-            try:
-                sys.stdout.reconfigure(line_buffering=True)
-                body()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
-        os.close(control_end)
-        os.close(output_end)
-        out, results, partial = b"", b"", {control, output}
+    def child(self, argv: list[str], timeout: float) -> tuple[list[str], int | None]:
+        """Runs ARGV, passes its output on line by line; returns what it wrote to descriptor 3, and its exit status,
+        None when it had to be killed."""
+        control, writer = os.pipe()
+        process = subprocess.Popen(["bash", "-c", f'exec 3>&{writer}; exec "$@"', "sh", *argv], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[writer], start_new_session=True)
+        os.close(writer)
+        assert process.stdout
+        out, results, partial = b"", b"", {control, process.stdout.fileno()}
         end = time.monotonic() + timeout
         killed = False
-        status = None
-        while status is None or (partial and select.select(list(partial), [], [], 0)[0]):
-            if status is None:
-                done, how = os.waitpid(pid, os.WNOHANG)
-                status = os.waitstatus_to_exitcode(how) if done else None
+        while process.poll() is None or (partial and select.select(list(partial), [], [], 0)[0]):
             ready, _, _ = select.select(list(partial), [], [], 0.1)
             for file in ready:
                 data = os.read(file, 65536)
@@ -156,7 +130,7 @@ class Agent:
             if time.monotonic() > end and not killed:
                 for line in where_all_are():
                     self.send(log=line)
-                os.killpg(pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
                 killed = True
                 end += 10
             elif killed and time.monotonic() > end:
@@ -164,8 +138,7 @@ class Agent:
         if out:
             self.send(log=out.decode(errors="replace"))
         os.close(control)
-        os.close(output)
-        return results.decode().splitlines(), None if killed else status
+        return results.decode().splitlines(), None if killed else process.returncode
 
 
 Agent().serve()

@@ -1,5 +1,7 @@
-"""Runs one test, in a process that the agent has forked for it. The result goes out as JSON on descriptor 3, the log to
-standard output."""
+"""Runs one test in a process of its own: runtest.py NAME BACKEND [STATE]. The result goes out as JSON on descriptor 3.
+
+The log is standard output. STATE, JSON, is there in the boot after a power cut: then after_power_cut() is called.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,14 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import sys
-import time
 import traceback
 from pathlib import Path
-from typing import Any
 
-from lib import basics
-from lib.basics import Failure, Skip, read, run, where_is
-from lib.env import Env, PowerCut
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.basics import Failure, Skip, read, run, where_is  # noqa: E402
+from lib.env import Env, PowerCut  # noqa: E402
 
 
 def report(kind: str, reason: str = "", **more: object) -> None:
@@ -48,9 +48,8 @@ def explain(env: Env) -> None:
     print("--- " + run("xl", "dmesg").stdout[-8000:], flush=True)
 
 
-def main(name: str, backend: str, state: dict[str, Any] | None) -> None:
-    """Runs tests/NAME.py on BACKEND. STATE is there in the boot after a power cut: then after_power_cut() is called."""
-    basics.START = time.monotonic()
+def main() -> None:
+    name, backend = sys.argv[1:3]
     path = Path(__file__).resolve().parents[1] / "tests" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
@@ -61,14 +60,14 @@ def main(name: str, backend: str, state: dict[str, Any] | None) -> None:
     env = Env(backend)
     kind, reason = "ok", ""
     try:
-        if state is not None:
-            test.after_power_cut(env, state)
+        if len(sys.argv) > 3:
+            test.after_power_cut(env, json.loads(sys.argv[3]))
         else:
             test.run(env)
     except PowerCut as cut:
         print("power cut", flush=True)
         report("powercut", state=cut.state)
-        signal.pause()  # until the host has killed us
+        sys.stdin.read()  # until the host has killed us
     except Skip as skip:
         kind, reason = "skip", str(skip)
     except Failure as failure:
@@ -88,3 +87,6 @@ def main(name: str, backend: str, state: dict[str, Any] | None) -> None:
     if problems and kind in ("ok", "skip"):
         kind, reason = "fail", "; ".join(problems)
     report(kind, reason, problems=problems, dmesg=env.kernel_log.lines()[-200:] if kind == "fail" else [])
+
+
+main()

@@ -33,8 +33,8 @@ def cycle(env: Env, guest: Guest, target: Path, number: int) -> None:
     guest.check_served("xvdb")
     # A reader is still at work when the disk is taken away: the frontend lets go when it has finished.
     guest.sh(until_there("xvdb") +
-             f"echo cycle {number} of many | dd of=/dev/xvdb bs=4096 seek={place} conv=sync,fsync oflag=direct iflag=fullblock;"
-             f"dd if=/dev/xvdb bs=4096 skip={place} count=1 iflag=direct | grep -q 'cycle {number} of';"
+             f"echo cycle {number} of many | dd of=/dev/xvdb bs=4096 seek={place} conv=sync,fsync oflag=direct iflag=fullblock"
+             f" && dd if=/dev/xvdb bs=4096 skip={place} count=1 iflag=direct | grep -q 'cycle {number} of';"
              " r=$?; dd if=/dev/xvdb of=/dev/null bs=64k count=24 iflag=direct >/dev/null 2>&1 & exit $r")
     guest.detach("xvdb")
     with target.open("rb") as file:

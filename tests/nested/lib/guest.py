@@ -148,6 +148,10 @@ class Guest:
         self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         tty.setraw(self.console, termios.TCSANOW)
 
+    def keep_reading(self, vdev: str) -> None:
+        """Has a program in the guest read the disk again and again, for what happens to the guest in mid-I/O."""
+        self.sh(f"(while dd if=/dev/{vdev} of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 &")
+
     def save(self, path: Path) -> None:
         """xl save, which ends the domain here."""
         self._toolstack("save", self.name, str(path))

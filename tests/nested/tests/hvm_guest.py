@@ -37,7 +37,7 @@ def run(env: Env) -> None:
         guest.wait_disks("xvdb")
         guest.sh(f"dd if=/dev/xvdb bs=1M count={skip} of=/tmp/kernel; dd if=/dev/xvdb bs=1M skip={skip} of=/tmp/ramdisk;"
                  "kexec -s -l /tmp/kernel --initrd=/tmp/ramdisk --reuse-cmdline", 120)
-        guest.sh("(while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 &")
+        guest.keep_reading("xvda")
         guest.kexec()
         guest.check_served("xvda", "xvdb")
 

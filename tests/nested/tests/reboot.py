@@ -16,7 +16,7 @@ def run(env: Env) -> None:
                           memory=128, on_reboot="restart")
         for number in range(env.count(REBOOTS)):
             guest.sh(f"for d in xvda xvdb; do echo boot {number} | dd of=/dev/$d bs=4k conv=sync,notrunc,fsync oflag=direct iflag=fullblock; done")
-            guest.sh("(while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 &")
+            guest.keep_reading("xvda")
             guest.reboot()
             guest.check_served("xvda", "xvdb")
             guest.sh(f"for d in xvda xvdb; do dd if=/dev/$d bs=4k count=1 iflag=direct | grep -q '^boot {number}' || exit 1; done")

@@ -30,7 +30,7 @@ def boot_from(env: Env, target: str | Path, meanwhile: Callable[[Guest], None] =
 
 
 def reboot(guest: Guest) -> None:
-    guest.sh("(while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 &")
+    guest.keep_reading("xvda")
     guest.reboot()
     guest.check_served("xvda")
 

@@ -229,8 +229,9 @@ class Bench:
                 continue
             figures = []
             for requests in (1, load.count * self.options.scale):
-                text, used, pace = self.measured(load.name, requests, partial(guest.sh, timeout=120), f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r >/tmp/out 2>&1 "
-                                                 "|| { cat /tmp/out; exit 1; }; cat /tmp/r")
+                text, used, pace = self.measured(load.name, requests, partial(guest.sh, timeout=120), (
+                    f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r"
+                    " >/tmp/out 2>&1 || { cat /tmp/out; exit 1; }; cat /tmp/r"))
                 figures.append((used, json.loads(text)))
             (idle, few), (used, report) = figures
             count = report["requests"] - few["requests"]

@@ -15,7 +15,7 @@ TARGET = "x86_64-unknown-linux-gnu"
 # As deep below the checkout as SOURCE, so that the path of the protocol crate in Cargo.toml means the same.
 CRATE = BUILD / "cargo-frontend"
 OUTPUT = BUILD / "cargo-target"
-BINARY = OUTPUT / TARGET / "release/blkif-frontend"
+BINARY = OUTPUT / TARGET / "debug/blkif-frontend"
 DEBIAN_CRATES = """\
 [source.crates-io]
 replace-with = "debian"
@@ -62,6 +62,6 @@ def build() -> Path:
     wanted = {"key": key()}
     if read_json(stamp) != wanted or not BINARY.exists():
         with lock("frontend"), step("the ring-level frontend for test guests"):
-            cargo("build", "--release", log="frontend")
+            cargo("build", log="frontend")
             write_json(stamp, wanted)
     return BINARY

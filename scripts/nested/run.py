@@ -32,6 +32,7 @@ from xb.common import Fail, lock, program, read_json, say, write_json  # noqa: E
 BACKENDS = ("rs", "loop", "qdisk")
 TIMES = image.NESTED / "times.json"
 GRACE = 45  # seconds that dom0 has to report a test that ran out of time
+PROGRESS = 60  # seconds between lines of a test's log that are shown in any case: what a long form is at
 
 
 @dataclass
@@ -149,13 +150,16 @@ class Runner:
         state: dict[str, Any] | None = None
         loops = self.loops * (test.long if self.long and test.long else 1)
         timeout = test.timeout * max(1.0, loops)
+        shown = time.monotonic()
         while True:
             machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state,
                          loops=loops)
             for message in machine.messages(timeout + GRACE):
                 if "log" in message:
                     outcome.log.append(message["log"])
-                    if self.verbose:
+                    now = time.monotonic()
+                    if self.verbose or now - shown > PROGRESS:
+                        shown = now
                         with self.lock:
                             print(f"    {test.name}: {message['log']}", flush=True)
             outcome.result, outcome.reason = message["result"], message.get("reason", "")

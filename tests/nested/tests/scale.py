@@ -54,10 +54,11 @@ def parallel(env: Env) -> None:
     for count in (len(files) // 4, len(files)):
         start = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            attaching = [pool.submit(guests[number % len(guests)].attach,
-                                     env.disk(files[number], disk_name(number // len(guests))), wait=False) for number in range(count)]
-        for done in attaching:
-            done.result()
+            attached = pool.map(lambda number: guests[number % len(guests)].try_attach(
+                env.disk(files[number], disk_name(number // len(guests)))), range(count))
+        for done in attached:
+            text = (done.stdout + done.stderr).strip()
+            check(done.returncode == 0 and "error" not in text.lower(), f"{' '.join(done.args)} [{done.returncode}]: {text}")
         for number, guest in enumerate(guests):
             guest.wait_disks(*(disk_name(other // len(guests)) for other in range(number, count, len(guests))))
         took[count] = time.monotonic() - start

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lib.basics import check, log, sh, wait_for
 from lib.env import DRIVER, Env
+from lib.guest import without_complaint
 from lib.leaks import used
 
 BACKENDS = ("rs",)
@@ -57,8 +58,7 @@ def parallel(env: Env) -> None:
             attached = pool.map(lambda number: guests[number % len(guests)].try_attach(
                 env.disk(files[number], disk_name(number // len(guests)))), range(count))
         for done in attached:
-            text = (done.stdout + done.stderr).strip()
-            check(done.returncode == 0 and "error" not in text.lower(), f"{' '.join(done.args)} [{done.returncode}]: {text}")
+            without_complaint(done)
         for number, guest in enumerate(guests):
             guest.wait_disks(*(disk_name(other // len(guests)) for other in range(number, count, len(guests))))
         took[count] = time.monotonic() - start

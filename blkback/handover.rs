@@ -8,6 +8,10 @@
 //! to the stock one, `block-rs`. The helper reports `hotplug-status=connected`, or fails with the
 //! message that we left in `hotplug-error`, which xl prints.
 //!
+//! Where the helper is not installed, or the administrator wants the script node left alone (module
+//! parameter `keep_script`), the stock script makes its loop device. That is then a mere handle: the
+//! I/O is done on the file behind it.
+//!
 //! What the stock script checks besides, that no two guests write to one file, is checked here, by
 //! inode.
 //!
@@ -21,6 +25,7 @@
 use kernel::{
     fmt,
     new_mutex,
+    page::PAGE_SIZE,
     prelude::*,
     str::CString,
     sync::{
@@ -35,6 +40,7 @@ use xen_bindings::{
         File,
         PathKind, //
     },
+    params,
     xenstore::{
         self,
         Value, //
@@ -54,6 +60,10 @@ const STOCK_SCRIPT: &[u8] = b"block";
 
 /// What its name gets to become that of our helper, in the same directory.
 const HELPER_SUFFIX: &str = "-rs";
+
+/// Major number of loop devices
+/// ([`include/uapi/linux/major.h`](srctree/include/uapi/linux/major.h)).
+pub(crate) const LOOP_MAJOR: u32 = 7;
 
 /// What becomes of the disk of a backend directory.
 pub(crate) enum Handover {
@@ -103,9 +113,12 @@ pub(crate) fn take(context: &Arc<Context>, disk: &CStr, domid: u16) -> Result<Ha
     } else {
         CString::try_from_fmt(fmt!("{}{}", script.as_c_str(), HELPER_SUFFIX))?
     };
+    if params::keep_script() && !again {
+        return Ok(Handover::Script);
+    }
     if path_kind(&helper) != Ok(PathKind::Regular) {
         pr_warn!(
-            "{}: {} is not installed, file {} goes through a loop device; install it with the module\n",
+            "{}: {} is not installed, file {} gets a loop device; install it with the module\n",
             disk,
             &*helper,
             path,
@@ -123,6 +136,53 @@ pub(crate) fn take(context: &Arc<Context>, disk: &CStr, domid: u16) -> Result<Ha
             Ok(Handover::Refused)
         }
     }
+}
+
+/// The file of the disk if a script has made the loop device with the number `minor` of it: all of it,
+/// and under the path that the toolstack has given. `None` leaves the disk on the block device that
+/// the script has named. May sleep.
+///
+/// # Errors
+///
+/// A message for the administrator.
+pub(crate) fn behind_loop(
+    context: &Arc<Context>,
+    disk: &CStr,
+    minor: u32,
+    mode: DiskMode,
+    domid: u16,
+) -> core::result::Result<Option<FileMedium>, CString> {
+    let Ok(params) = xenstore::read(disk, c"params") else {
+        return Ok(None);
+    };
+    let path = params.as_c_str();
+    if !path.to_bytes_with_nul().starts_with(b"/") || path_kind(path) != Ok(PathKind::Regular) {
+        return Ok(None);
+    }
+    let file = open_file(path, mode)?;
+    // Only now: the kernel names the file behind the device by the path that it has at the moment. If
+    // it is that of the file that has just been opened, no other one has been put in its place.
+    let is = |attribute, wanted: &[u8]| {
+        loop_attribute(minor, attribute).is_ok_and(|value| value.trim_ascii_end() == wanted)
+    };
+    if !is("backing_file", path.to_bytes()) || !is("offset", b"0") || !is("sizelimit", b"0") {
+        return Ok(None);
+    }
+    use_file(context, disk, path, file, mode, domid).map(Some)
+}
+
+/// An attribute of a loop device (`drivers/block/loop.c`), at most a page of it.
+fn loop_attribute(minor: u32, name: &str) -> Result<KVec<u8>> {
+    let path = CString::try_from_fmt(fmt!(
+        "/sys/dev/block/{}:{}/loop/{}",
+        LOOP_MAJOR,
+        minor,
+        name
+    ))?;
+    let mut value = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
+    let len = File::open(&path, Access::Read)?.read(&mut value)?;
+    value.truncate(len);
+    Ok(value)
 }
 
 /// What a changed `params` node asks for.
@@ -183,19 +243,37 @@ fn open(
     mode: DiskMode,
     domid: u16,
 ) -> core::result::Result<FileMedium, CString> {
-    let refuse = |err: Error, access: &str| {
-        message(fmt!(
-            "{}: cannot be opened for {}: {}",
-            path,
-            access,
-            explain(err)
-        ))
-    };
-    let file = if mode.writable {
-        File::open(path, Access::Write).map_err(|err| refuse(err, "writing"))?
+    let file = open_file(path, mode)?;
+    use_file(context, disk, path, file, mode, domid)
+}
+
+fn open_file(path: &CStr, mode: DiskMode) -> core::result::Result<File, CString> {
+    let (access, purpose) = if mode.writable {
+        (Access::Write, "writing")
     } else {
-        File::open(path, Access::Read).map_err(|err| refuse(err, "reading"))?
+        (Access::Read, "reading")
     };
+    File::open(path, access).map_err(|err| refuse(path, err, purpose))
+}
+
+fn refuse(path: &CStr, err: Error, purpose: &str) -> CString {
+    message(fmt!(
+        "{}: cannot be opened for {}: {}",
+        path,
+        purpose,
+        explain(err)
+    ))
+}
+
+/// Makes an open file a guest's medium, or says why it cannot be that.
+fn use_file(
+    context: &Arc<Context>,
+    disk: &CStr,
+    path: &CStr,
+    file: File,
+    mode: DiskMode,
+    domid: u16,
+) -> core::result::Result<FileMedium, CString> {
     if !file.is_regular() {
         return Err(message(fmt!("{}: no regular file any more", path)));
     }
@@ -206,7 +284,7 @@ fn open(
         )));
     }
     let claim = FilesInUse::claim(context, &file, mode, domid)
-        .map_err(|err| refuse(err, "the guest"))?
+        .map_err(|err| refuse(path, err, "the guest"))?
         .map_err(|other| {
             message(fmt!(
                 "{}: already in use by guest {} for {}; only readers can share a file (mode 'w!' \
@@ -223,7 +301,7 @@ fn open(
     CString::try_from(path)
         .map_err(Error::from)
         .and_then(|path| FileMedium::new(file, path, claim, disk))
-        .map_err(|err| refuse(err, "the guest"))
+        .map_err(|err| refuse(path, err, "the guest"))
 }
 
 /// Formats a message; an empty one in the unlikely case that there is no memory for it.

@@ -147,6 +147,25 @@ impl File {
         unsafe { raw::i_size_read(self.as_ptr()) }.unsigned_abs()
     }
 
+    /// Reads from its beginning what fits into `to`; returns how much that was. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read(2)`.
+    pub fn read(&self, to: &mut [u8]) -> Result<usize> {
+        let mut position = 0;
+        // SAFETY: The file is valid and open for reading; `to` may be written as far as it is long.
+        let len = unsafe {
+            raw::kernel_read(
+                self.as_ptr(),
+                to.as_mut_ptr().cast(),
+                to.len(),
+                &mut position,
+            )
+        };
+        usize::try_from(len).map_err(|_| Error::from_errno(len as i32))
+    }
+
     /// Identifies the file, by whatever name it was opened, for as long as it is open.
     pub fn identity(&self) -> usize {
         // SAFETY: The file is valid.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Parameters of the module, with the names, meanings and defaults of xen-blkback's. They are
- * here because the kernel's Rust parameters do not appear in sysfs.
+ * Parameters of the module, with the names, meanings and defaults of xen-blkback's (but for
+ * keep_script, which that does not have). They are here because the kernel's Rust parameters do
+ * not appear in sysfs.
  */
 #include <linux/moduleparam.h>
 #include <xen/xenbus.h>
@@ -34,3 +35,8 @@ module_param_named(persistent_grant_unused_seconds,
 		   xbr_persistent_grant_unused_seconds, uint, 0644);
 MODULE_PARM_DESC(persistent_grant_unused_seconds,
 		 "Time in seconds after which an unused persistent grant is returned; 0 means never");
+
+bool xbr_keep_script;
+module_param_named(keep_script, xbr_keep_script, bool, 0644);
+MODULE_PARM_DESC(keep_script,
+		 "Leave it to the stock script to make a loop device of a file, as a mere handle of it");

@@ -21,7 +21,8 @@ use super::{
 use crate::{
     handover::{
         self,
-        Change, //
+        Change,
+        LOOP_MAJOR, //
     },
     medium::{
         DiskMode,
@@ -85,11 +86,33 @@ impl Vbd {
         };
         let (major, minor) = device_numbers(node.as_bytes())
             .map_err(|err| fatal(err, c"physical-device is not of the form major:minor"))?;
-        let mode = self.mode()?;
-        inner.mode = mode;
-        let medium = Medium::open_device(major, minor, mode).map_err(|err| {
+        inner.mode = self.mode()?;
+        let behind = if major == LOOP_MAJOR {
+            handover::behind_loop(
+                &self.context,
+                self.name(),
+                minor,
+                inner.mode,
+                self.dev.otherend_id(),
+            )
+            .map_err(|message| fatal(EBUSY, &message))?
+        } else {
+            None
+        };
+        let medium = match behind {
+            Some(file) => Medium::File(file),
+            None => self.open_numbers(major, minor, inner.mode)?,
+        };
+        Ok(Some(
+            Arc::new(medium, GFP_KERNEL).map_err(|_| fatal(ENOMEM, c"opening a block device"))?,
+        ))
+    }
+
+    /// Opens the block device with these numbers. Errors have been reported.
+    fn open_numbers(&self, major: u32, minor: u32, mode: DiskMode) -> Result<Medium> {
+        Medium::open_device(major, minor, mode).inspect_err(|err| {
             let access = if mode.writable { "writing" } else { "reading" };
-            let hint = if err == EBUSY {
+            let hint = if *err == EBUSY {
                 ", which is mounted or otherwise claimed in this domain"
             } else {
                 ""
@@ -97,13 +120,10 @@ impl Vbd {
             match CString::try_from_fmt(fmt!(
                 "opening block device {major:x}:{minor:x} for {access}{hint}"
             )) {
-                Ok(what) => fatal(err, &what),
-                Err(_) => fatal(err, c"opening a block device"),
+                Ok(what) => self.dev.fatal(*err, &what),
+                Err(_) => self.dev.fatal(*err, c"opening a block device"),
             }
-        })?;
-        Ok(Some(
-            Arc::new(medium, GFP_KERNEL).map_err(|_| fatal(ENOMEM, c"opening a block device"))?,
-        ))
+        })
     }
 
     /// Puts another medium into a drive, or takes it out.

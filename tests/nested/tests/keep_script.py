@@ -1,0 +1,59 @@
+"""With keep_script, or without our helper, the stock script makes a loop device of a file, which no data go through."""
+
+from pathlib import Path
+
+from lib.basics import check, equal, read, sh, wait_for
+from lib.env import DRIVER, Env
+from lib.guest import Guest
+
+BACKENDS = ("rs",)
+TIMEOUT = 180
+ESTIMATE = 35
+HELPER = "/etc/xen/scripts/block-rs"
+SIZE = 8 << 20
+
+
+def run(env: Env) -> None:
+    env.parameter("keep_script", "Y")
+    env.backend, env.driver = "loop", DRIVER["rs"]  # a loop device is as it should be here
+    image, other = env.file("ext4", "disk", SIZE), env.file("xfs", "other", SIZE)
+    guest = env.guest(env.disk(image))
+    is_handle(env, guest, "xvda", image)
+
+    # The administrator's own loop device is a block device like any other, also where it is all of a file.
+    loop = sh(f"losetup -f --show {other}").strip()
+    env.at_end(f"losetup -d {loop} 2>/dev/null || true")
+    guest.attach(env.disk(loop, "xvdb"))
+    check(f"block device 7:{loop[-1]}" in state(guest, "xvdb"), f"the disk on {loop}: {state(guest, 'xvdb')}")
+    guest.detach("xvdb")
+    sh(f"losetup -d {loop}")
+
+    # Without the parameter, and without the helper.
+    sh(f"echo N >/sys/module/{env.driver}/parameters/keep_script; mv {HELPER} {HELPER}-away")
+    env.at_end(f"[ ! -e {HELPER}-away ] || mv {HELPER}-away {HELPER}")
+    guest.attach(env.disk(other, "xvdb"))
+    check(any(f"{HELPER} is not installed" in line for line in env.kernel_log.lines()), "no word about the helper")
+    is_handle(env, guest, "xvdb", other)
+    guest.detach("xvdb")
+    guest.destroy()
+    wait_for(lambda: not env.loops(), 15, "the loop devices gone")
+    equal(other.read_bytes()[:13], b"through xvdb\n", "what is in the file")
+
+
+def state(guest: Guest, vdev: str) -> str:
+    name = Path(guest.backend(vdev)).name
+    return read(f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-{name}/state")
+
+
+def is_handle(env: Env, guest: Guest, vdev: str, image: Path) -> None:
+    """The file has a loop device, and the guest's data do not go through it; the file's new size is seen without a word to it."""
+    loop = sh(f"losetup -n -O NAME -j {image}").strip()
+    check(loop, f"{image} has no loop device")
+    statistics = Path("/sys/block", Path(loop).name, "stat")
+    before = read(statistics)
+    check(f"medium: file {image} on" in state(guest, vdev), f"the medium: {state(guest, vdev)}")
+    guest.sh(f"yes through {vdev} | dd of=/dev/{vdev} bs=64k count=16 oflag=direct iflag=fullblock; dd if=/dev/{vdev} of=/dev/null bs=64k count=16 iflag=direct")
+    equal(read(statistics), before, f"I/O of {loop}")
+    sh(f"truncate -s {2 * SIZE} {image}")
+    guest.sh(f"n=0; until [ $(cat /sys/class/block/{vdev}/size) = {2 * SIZE // 512} ]; do n=$((n+1)); [ $n -lt 200 ] || exit 1; usleep 50000; done")
+

@@ -17,7 +17,7 @@ PARALLEL = 8  # disks attached in parallel, to several guests
 AT_ONCE = 16  # of them: an xl waits ten seconds for the backend, and more of them starve each other on one emulated processor
 IDLE = {"rs": 6, "loop": 2}  # disks of one guest
 MOST_KIB = 100  # of dom0's memory for an idle disk that is connected
-ROUNDS = 1
+ROUNDS = 2
 
 
 def disk_name(number: int) -> str:
@@ -106,28 +106,25 @@ def idle_qdisk(env: Env) -> float:
 def startup(env: Env, names: tuple[str, ...]) -> None:
     """How long xl create and xl block-attach take until the disk can be used."""
     images = [env.file("ext4", f"s{number}", 8 << 20) for number in range(2)]
-    rounds = env.count(ROUNDS)
-    create: dict[str, float] = {}
-    attach: dict[str, float] = {}
+    creating: dict[str, list[float]] = {name: [] for name in names}
     # libxl starts no qemu for a disk that is attached.
-    for name in names:
-        backend(env, "rs" if name == "none" else name)
-        creating, attaching = [], []
-        for _ in range(rounds):
+    attaching: dict[str, list[float]] = {name: [] for name in ("rs", "loop")}
+    # In turns: what slows the machine down for a while must not hit one of them alone.
+    for _ in range(env.count(ROUNDS)):
+        for name in names:
+            backend(env, "rs" if name == "none" else name)
             guest = env.new_guest(*([] if name == "none" else [env.disk(images[0])]))
-            creating.append(seconds(guest.create))
-            if name in ("rs", "loop"):
-                for _ in range(2):
-                    attaching.append(seconds(lambda guest=guest: guest.attach(env.disk(images[1], "xvdb"))))
-                    guest.detach("xvdb")
-                attach[name] = min(attaching)
+            creating[name].append(seconds(guest.create))
+            for _ in range(2 if name in attaching else 0):
+                attaching[name].append(seconds(lambda guest=guest: guest.attach(env.disk(images[1], "xvdb"))))
+                guest.detach("xvdb")
             guest.destroy()
             wait_for(lambda: not env.backends() and not env.loops(), 30, "the disks gone")
-        create[name] = min(creating)
+    create, attach = ({name: min(all) for name, all in times.items()} for times in (creating, attaching))
     log(f"seconds from xl create to a usable disk: {create}; from xl block-attach: {attach}")
-    # With wide margins: these are few measurements, under emulation.
-    check(create["rs"] < create["loop"], f"seconds to create: {create}")
-    check(attach["rs"] < 0.8 * attach["loop"], f"seconds to attach: {attach}")
+    # With wide margins, for these are few measurements, under emulation: 0.8 and 0.4 are usual.
+    check(create["rs"] < 1.2 * create["loop"], f"seconds to create: {create}")
+    check(attach["rs"] < attach["loop"], f"seconds to attach: {attach}")
 
 
 def seconds(act: Callable[[], object]) -> float:

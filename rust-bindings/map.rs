@@ -51,6 +51,28 @@ impl Maps {
         self.ops.len() >= BATCH
     }
 
+    /// The operation that maps a grant into `page`.
+    ///
+    /// # Safety
+    ///
+    /// `page` is of a [`PagePool`] for grants.
+    unsafe fn operation(
+        &self,
+        gref: u32,
+        page: NonNull<raw::page>,
+        readonly: bool,
+    ) -> raw::gnttab_map_grant_ref {
+        let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
+        let flags = if readonly {
+            raw::GNTMAP_HOST_MAP | raw::GNTMAP_READONLY
+        } else {
+            raw::GNTMAP_HOST_MAP
+        };
+        // SAFETY: The operation may be written; pages of pools are valid.
+        unsafe { raw::gnttab_set_map_op(&mut op, page.as_ptr(), flags, gref, self.domid) };
+        op
+    }
+
     /// Adds an operation, for which there must be room.
     ///
     /// # Safety
@@ -63,14 +85,8 @@ impl Maps {
         readonly: bool,
         slot: NonNull<Slot>,
     ) {
-        let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
-        let flags = if readonly {
-            raw::GNTMAP_HOST_MAP | raw::GNTMAP_READONLY
-        } else {
-            raw::GNTMAP_HOST_MAP
-        };
-        // SAFETY: The operation may be written, the page is valid.
-        unsafe { raw::gnttab_set_map_op(&mut op, page.as_ptr(), flags, gref, self.domid) };
+        // SAFETY: By the caller's guarantee.
+        let op = unsafe { self.operation(gref, page, readonly) };
         let _ = self.ops.push_within_capacity(op);
         let _ = self.pages.push_within_capacity(page.as_ptr());
         let _ = self.whose.push_within_capacity(slot);
@@ -116,19 +132,11 @@ impl Maps {
         gref: u32,
         page: NonNull<raw::page>,
     ) -> core::result::Result<u32, i16> {
-        let mut op: raw::gnttab_map_grant_ref = pin_init::zeroed();
+        // SAFETY: By the caller's guarantee.
+        let mut op = unsafe { self.operation(gref, page, false) };
         let mut pages = [page.as_ptr()];
-        // SAFETY: The operation may be written, the page is valid and not mapped; there is one of each.
-        unsafe {
-            raw::gnttab_set_map_op(
-                &mut op,
-                page.as_ptr(),
-                raw::GNTMAP_HOST_MAP,
-                gref,
-                self.domid,
-            );
-            raw::gnttab_map_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1);
-        }
+        // SAFETY: There is one of each; the page is not mapped by the caller's guarantee.
+        unsafe { raw::gnttab_map_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1) };
         if op.status == raw::GNTST_okay as i16 {
             Ok(op.handle)
         } else {

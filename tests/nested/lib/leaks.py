@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from dataclasses import dataclass
 
 from .basics import check, log, read, sh
 
@@ -12,22 +13,37 @@ MARGIN_KIB = 768  # of all memory
 SLAB_MARGIN_KIB = 160  # of the kernel's small objects; a leaked ring is 10 KiB
 
 
-def used() -> tuple[int, int]:
-    """Memory of dom0 that is neither free nor given back at request, and that of small objects, in KiB."""
+@dataclass
+class Used:
+    """Memory of dom0 in KiB."""
+    all: int  # that is neither free nor given back at request
+    small: int  # of the kernel's small objects
+    parts: dict[str, int]  # what is known of both, by name
+
+
+def used() -> Used:
+    """What dom0 uses when it has given back what it can."""
     sh("sync; echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory")
     values = {line.split(":")[0]: int(line.split()[1]) for line in read("/proc/meminfo").splitlines()}
     # Free pages that processors keep at hand, megabytes at times; MemFree is without them.
     at_hand = 4 * sum(map(int, re.findall(r"count: *(\d+)", read("/proc/zoneinfo"))))
     free = values["MemFree"] + at_hand + values["Buffers"] + values["Cached"] - values["Shmem"] + values["SReclaimable"]
-    log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, percpu {values['Percpu']} KiB")
-    return values["MemTotal"] - free, values["SUnreclaim"]
+    parts = {name: values[name] for name in ("AnonPages", "PageTables", "KernelStack", "VmallocUsed", "Percpu")}
+    # slabinfo(5): pages of a slab at 5, slabs at 14.
+    rows = [line.split() for line in read("/proc/slabinfo").splitlines()[2:]]
+    parts |= {row[0]: 4 * int(row[5]) * int(row[14]) for row in rows}
+    log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, {', '.join(f'{name} {parts[name]} KiB' for name in list(parts)[:5])}")
+    return Used(values["MemTotal"] - free, values["SUnreclaim"], parts)
 
 
-def no_more(before: tuple[int, int], after: tuple[int, int], what: str) -> None:
-    """Compares two results of used(), before and after WHAT."""
-    (memory, slab), (memory_after, slab_after) = before, after
-    check(memory_after - memory < MARGIN_KIB, f"dom0 uses {memory_after - memory} KiB more after {what}")
-    check(slab_after - slab < SLAB_MARGIN_KIB, f"dom0's kernel has {slab_after - slab} KiB more in small objects after {what}")
+def no_more(before: Used, after: Used, what: str) -> None:
+    """Compares what was used before and after WHAT."""
+    grown = {name: kib - before.parts.get(name, 0) for name, kib in after.parts.items()}
+    most = ", ".join(f"{name} {kib:+}" for name, kib in sorted(grown.items(), key=lambda item: -item[1])[:8] if kib > 0)
+    log(f"KiB more after {what}: {after.all - before.all}, in small objects {after.small - before.small}; by name: {most}")
+    check(after.all - before.all < MARGIN_KIB, f"dom0 uses {after.all - before.all} KiB more after {what}: {most}")
+    check(after.small - before.small < SLAB_MARGIN_KIB,
+          f"dom0's kernel has {after.small - before.small} KiB more in small objects after {what}: {most}")
 
 
 def handles() -> dict[str, int]:

@@ -5,25 +5,29 @@ from pathlib import Path
 from lib.basics import equal, log
 from lib.env import Env
 from lib.guest import Guest, until_there
-from lib.leaks import no_more, used
+from lib.leaks import Used, no_more, used
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 900
 ESTIMATE = 240
 LONG = 20  # a thousand cycles
-WARM_UP, CYCLES = 6, 50
+CYCLES = 50
+WARM_UP = 6  # at least: caches of the kernel and dom0's programs grow by 800 KiB in the first hundreds of cycles, and then stay
 
 
 def run(env: Env) -> None:
     targets = [env.file("xfs", "disk", 8 << 20), Path(env.device(8))]
     guest = env.guest(env.disk(env.file("ext4", "busy", 16 << 20)))
     guest.sh("while :; do [ -e /tmp/pause ] || dd if=/dev/zero of=/dev/xvda bs=512k count=2 oflag=direct; sleep 2; done >/dev/null 2>&1 &")
-    for number in range(WARM_UP):
+    count = env.count(CYCLES)
+    for number in range(max(WARM_UP, count // 10)):
         cycle(env, guest, targets[number % 6 == 5], number)
-    before, count = memory(guest), env.count(CYCLES)
+    before = memory(guest)
     for number in range(count):
         cycle(env, guest, targets[number % 10 == 9], number)  # Debian's script for devices is slow
-    no_more(before, memory(guest), f"{count} cycles")
+    after = memory(guest)
+    if env.backend == "rs":  # what a peer keeps is not ours to judge
+        no_more(before, after, f"{count} cycles")
     guest.destroy()
 
 
@@ -43,7 +47,7 @@ def cycle(env: Env, guest: Guest, target: Path, number: int) -> None:
     log(f"cycle {number} done")
 
 
-def memory(guest: Guest) -> tuple[int, int]:
+def memory(guest: Guest) -> Used:
     """What dom0 uses while nothing is in flight."""
     guest.sh("touch /tmp/pause; while pidof dd; do usleep 50000; done")
     try:

@@ -81,10 +81,10 @@ def idle(env: Env, name: str) -> float:
     files = [env.file("ext4", f"i{number}", 1 << 20) for number in range(count + 1)]
     guest = env.guest(memory=384)
     guest.attach(env.disk(files[count], disk_name(40)))  # what the first disk brings along
-    before, _ = used()
+    before = used().all
     for number in range(count):
         guest.attach(env.disk(files[number], disk_name(number)))
-    after, _ = used()
+    after = used().all
     guest.destroy()
     wait_for(lambda: not env.backends(), 30, "the disks gone")
     return (after - before) / count
@@ -96,9 +96,9 @@ def idle_qdisk(env: Env) -> float:
     files = [env.file("ext4", f"q{number}", 1 << 20) for number in range(IDLE["rs"])]
     took = []
     for disks in ([], [env.disk(file, disk_name(number)) for number, file in enumerate(files)]):
-        before, _ = used()
+        before = used().all
         guest = env.guest(*disks, memory=384)
-        took.append(used()[0] - before)
+        took.append(used().all - before)
         guest.destroy()
     return (took[1] - took[0]) / len(files)
 

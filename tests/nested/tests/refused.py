@@ -15,8 +15,7 @@ WORDS = {
     "rs": {"missing": ["no such file", "failed to stat", "does not exist"], "directory": ["directory", "not a", "no suitable"],
            "immutable": ["permission"], "read-only file system": ["read-only"], "in use": ["in use"], "empty": ["empty"]},
     "loop": {"missing": ["no such file", "failed to stat"], "directory": ["directory", "not a", "no suitable"],
-             "immutable": ["losetup", "denied", "permitted"], "read-only file system": ["losetup", "read-only"],
-             "in use": ["in a guest", "attached", "already", "mounted", "used"], "empty": []},
+             "immutable": ["losetup", "denied", "permitted"], "in use": ["in a guest", "attached", "already", "mounted", "used"], "empty": []},
 }
 
 
@@ -65,7 +64,8 @@ def run(env: Env) -> None:
     xfs = env.file("xfs", "disk", 1 << 20, fill="on xfs")
     sh(f"mount -o remount,ro {xfs.parent}")
     try:
-        refused("read-only file system", xfs)
+        if env.backend == "rs":  # losetup makes a device of it that cannot be written, and says nothing
+            refused("read-only file system", xfs)
         allowed(xfs, access="r")
         other.detach("xvdb")
     finally:

@@ -20,6 +20,14 @@ def run(env: Env) -> None:
     guest = env.guest(env.disk(image))
     is_handle(env, guest, "xvda", image)
 
+    # The stock script finds no other guest: see the test refused.
+    second = env.guest(memory=128)
+    second.try_attach(env.disk(image, "xvdb"))
+    wait_for(lambda: any(f"{image}: already in use by guest {guest.domid} for writing" in line for line in env.kernel_log.lines()), 15,
+             "the file refused")
+    check(second.run("[ -e /dev/xvdb ]").code, "another guest has the file, too")
+    second.destroy()
+
     # The administrator's own loop device is a block device like any other, also where it is all of a file.
     loop = sh(f"losetup -f --show {other}").strip()
     env.at_end(f"losetup -d {loop} 2>/dev/null || true")

@@ -43,9 +43,11 @@ use crate::request::{
     Pieces, //
 };
 
-/// Requests taken from the ring before their grants are mapped and they are submitted: all that a
-/// ring of one page can hold.
-const BATCH: u32 = 32;
+/// Requests taken from the ring before their grants are mapped, they are submitted, and what is done is
+/// answered. The frontend works on the answers while more requests are taken: with all that a ring can
+/// hold at a time, the two sides would wait for each other in turn. Documentation/benchmarks/README.md
+/// has figures.
+const BATCH: u32 = 4;
 
 /// Why a request cannot be put together.
 enum Unstaged {

@@ -29,9 +29,9 @@ def used() -> Used:
     at_hand = 4 * sum(map(int, re.findall(r"count: *(\d+)", read("/proc/zoneinfo"))))
     free = values["MemFree"] + at_hand + values["Buffers"] + values["Cached"] - values["Shmem"] + values["SReclaimable"]
     parts = {name: values[name] for name in ("AnonPages", "PageTables", "KernelStack", "VmallocUsed", "Percpu")}
-    # slabinfo(5): pages of a slab at 5, slabs at 14.
+    # slabinfo(5): objects in use at 1, their size at 3. Slabs that are only partly filled are not counted as a whole.
     rows = [line.split() for line in read("/proc/slabinfo").splitlines()[2:]]
-    parts |= {row[0]: 4 * int(row[5]) * int(row[14]) for row in rows}
+    parts |= {row[0]: int(row[1]) * int(row[3]) >> 10 for row in rows}
     log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, {', '.join(f'{name} {parts[name]} KiB' for name in list(parts)[:5])}")
     return Used(values["MemTotal"] - free, values["SUnreclaim"], parts)
 

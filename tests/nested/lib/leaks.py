@@ -11,13 +11,15 @@ from .basics import check, log, read, sh
 
 MARGIN_KIB = 768  # of all memory
 SLAB_MARGIN_KIB = 160  # of the kernel's small objects; a leaked ring is 10 KiB
+# Small objects of vmalloc, which keeps free ones; VmallocUsed has what is in use.
+KEPT = "vmap_area"
 
 
 @dataclass
 class Used:
     """Memory of dom0 in KiB."""
     all: int  # that is neither free nor given back at request
-    small: int  # of the kernel's small objects
+    small: int  # of the kernel's small objects, but for the one KEPT
     parts: dict[str, int]  # what is known of both, by name
 
 
@@ -29,11 +31,12 @@ def used() -> Used:
     at_hand = 4 * sum(map(int, re.findall(r"count: *(\d+)", read("/proc/zoneinfo"))))
     free = values["MemFree"] + at_hand + values["Buffers"] + values["Cached"] - values["Shmem"] + values["SReclaimable"]
     parts = {name: values[name] for name in ("AnonPages", "PageTables", "KernelStack", "VmallocUsed", "Percpu")}
-    # slabinfo(5): objects in use at 1, their size at 3. Slabs that are only partly filled are not counted as a whole.
+    # slabinfo(5): pages of a slab at 5, slabs at 14; objects in use at 1, their size at 3, for slabs that are partly filled.
     rows = [line.split() for line in read("/proc/slabinfo").splitlines()[2:]]
     parts |= {row[0]: int(row[1]) * int(row[3]) >> 10 for row in rows}
     log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, {', '.join(f'{name} {parts[name]} KiB' for name in list(parts)[:5])}")
-    return Used(values["MemTotal"] - free, values["SUnreclaim"], parts)
+    kept = sum(4 * int(row[5]) * int(row[14]) for row in rows if row[0] == KEPT)
+    return Used(values["MemTotal"] - free, values["SUnreclaim"] - kept, parts)
 
 
 def no_more(before: Used, after: Used, what: str) -> None:

@@ -4,7 +4,7 @@
 //!
 //! The worker is a thread that runs when there are events or completions: waking one costs less than
 //! queueing a work item, and an administrator sees what each disk costs dom0, and can limit it. All
-//! that the worker does, it does for many requests at a time: it takes requests from the ring, maps
+//! that the worker does, it does for several requests at a time: it takes some from the ring, maps
 //! their grants together, submits them under one plug, and later unmaps what is done together, and
 //! answers with one event.
 //!

@@ -114,6 +114,7 @@ class Guest:
 
     def attached_after_create(self, timeout: float = 120) -> None:
         self.domid = self._number()
+        check(self.domid, f"there is no domain {self.name}")
         self._ready(timeout)
 
     def _number(self, other_than: int = 0) -> int:
@@ -173,6 +174,7 @@ class Guest:
         """The guest goes on in a new domain, with a new console."""
         self.close()
         self.domid = self._number()
+        check(self.domid, f"there is no domain {self.name}")
         self._open_console()
         self.sh("true")
 
@@ -233,6 +235,10 @@ class Guest:
         if result.code:
             vdev = result.output.split()[-1]
             raise Failure(f"{vdev} does not appear in {self.name}; its backend: {self.env.store.values(self.backend(vdev))}")
+
+    def wait_size(self, vdev: str, sectors: int) -> None:
+        """Waits in the guest until a disk has this many sectors."""
+        self.sh(f"n=0; until [ $(cat /sys/class/block/{vdev}/size) -eq {sectors} ]; do n=$((n+1)); [ $n -lt 500 ] || exit 1; usleep 20000; done")
 
     def detach(self, vdev: str) -> None:
         """xl block-detach without force: fails when the guest does not let go or the backend does not finish."""

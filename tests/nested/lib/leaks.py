@@ -30,13 +30,13 @@ def used() -> Used:
     # Free pages that processors keep at hand, megabytes at times; MemFree is without them.
     at_hand = 4 * sum(map(int, re.findall(r"count: *(\d+)", read("/proc/zoneinfo"))))
     free = values["MemFree"] + at_hand + values["Buffers"] + values["Cached"] - values["Shmem"] + values["SReclaimable"]
-    parts = {name: values[name] for name in ("AnonPages", "PageTables", "KernelStack", "VmallocUsed", "Percpu")}
+    pages = {name: values[name] for name in ("AnonPages", "PageTables", "KernelStack", "VmallocUsed", "Percpu")}
     # slabinfo(5): pages of a slab at 5, slabs at 14; objects in use at 1, their size at 3, for slabs that are partly filled.
     rows = [line.split() for line in read("/proc/slabinfo").splitlines()[2:]]
-    parts |= {row[0]: int(row[1]) * int(row[3]) >> 10 for row in rows}
-    log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, {', '.join(f'{name} {parts[name]} KiB' for name in list(parts)[:5])}")
+    objects = {row[0]: int(row[1]) * int(row[3]) >> 10 for row in rows}
+    log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, {', '.join(f'{name} {kib} KiB' for name, kib in pages.items())}")
     kept = sum(4 * int(row[5]) * int(row[14]) for row in rows if row[0] == KEPT)
-    return Used(values["MemTotal"] - free, values["SUnreclaim"] - kept, parts)
+    return Used(values["MemTotal"] - free, values["SUnreclaim"] - kept, pages | objects)
 
 
 def no_more(before: Used, after: Used, what: str) -> None:

@@ -18,7 +18,7 @@ def run(env: Env) -> None:
     env.backend, env.driver = "loop", DRIVER["rs"]  # a loop device is as it should be here
     image, other = env.file("ext4", "disk", SIZE), env.file("xfs", "other", SIZE)
     guest = env.guest(env.disk(image))
-    is_handle(env, guest, "xvda", image)
+    is_handle(guest, "xvda", image)
 
     # The stock script finds no other guest: see the test refused.
     second = env.guest(memory=128)
@@ -41,7 +41,7 @@ def run(env: Env) -> None:
     env.at_end(f"[ ! -e {HELPER}-away ] || mv {HELPER}-away {HELPER}")
     guest.attach(env.disk(other, "xvdb"))
     check(any(f"{HELPER} is not installed" in line for line in env.kernel_log.lines()), "no word about the helper")
-    is_handle(env, guest, "xvdb", other)
+    is_handle(guest, "xvdb", other)
     guest.detach("xvdb")
     guest.destroy()
     wait_for(lambda: not env.loops(), 15, "the loop devices gone")
@@ -53,7 +53,7 @@ def state(guest: Guest, vdev: str) -> str:
     return read(f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-{name}/state")
 
 
-def is_handle(env: Env, guest: Guest, vdev: str, image: Path) -> None:
+def is_handle(guest: Guest, vdev: str, image: Path) -> None:
     """The file has a loop device, and the guest's data do not go through it; the file's new size is seen without a word to it."""
     loop = sh(f"losetup -n -O NAME -j {image}").strip()
     check(loop, f"{image} has no loop device")
@@ -63,5 +63,4 @@ def is_handle(env: Env, guest: Guest, vdev: str, image: Path) -> None:
     guest.sh(f"yes through {vdev} | dd of=/dev/{vdev} bs=64k count=16 oflag=direct iflag=fullblock; dd if=/dev/{vdev} of=/dev/null bs=64k count=16 iflag=direct")
     equal(read(statistics), before, f"I/O of {loop}")
     sh(f"truncate -s {2 * SIZE} {image}")
-    guest.sh(f"n=0; until [ $(cat /sys/class/block/{vdev}/size) = {2 * SIZE // 512} ]; do n=$((n+1)); [ $n -lt 200 ] || exit 1; usleep 50000; done")
-
+    guest.wait_size(vdev, 2 * SIZE // 512)

@@ -15,7 +15,7 @@ def run(env: Env) -> None:
     node = f"{guest.backend('xvdc')}/params"
 
     def holds(number: int) -> None:
-        wait_size(guest, (number + 1) << 11)
+        guest.wait_size("xvdc", (number + 1) << 11)
         equal(guest.sh("md5sum </dev/xvdc").split()[0], md5(discs[number]), f"disc {number}, read in the guest")
 
     holds(0)
@@ -26,7 +26,7 @@ def run(env: Env) -> None:
         env.store.write(node, value)
         holds(number)
     env.store.write(node, "")
-    wait_size(guest, 0)
+    guest.wait_size("xvdc", 0)
     guest.fails("dd if=/dev/xvdc of=/dev/null bs=4k count=1 iflag=direct; [ $(blockdev --getsz /dev/xvdc) -gt 0 ]")
     env.store.write(node, str(discs[1]))
     holds(1)
@@ -45,11 +45,7 @@ def run(env: Env) -> None:
     guest.shutdown()
 
 
-def wait_size(guest: Guest, sectors: int) -> None:
-    guest.sh(f"n=0; until [ $(cat /sys/class/block/xvdc/size) -eq {sectors} ]; do n=$((n+1)); [ $n -lt 500 ] || exit 1; usleep 20000; done")
-
-
 def guest_md5(guest: Guest, disc: object, node: str, env: Env) -> str:
     env.store.write(node, str(disc))
-    wait_size(guest, 1 << 11)
+    guest.wait_size("xvdc", 1 << 11)
     return guest.sh("md5sum </dev/xvdc").split()[0]

@@ -1,4 +1,4 @@
-"""One emulated machine with Xen and dom0: its QEMU process, its drives, and the line to the agent inside."""
+"""One emulated machine with Xen and dom0: its QEMU process, its drives, and the lines to what runs inside."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +100,35 @@ def tar_drive(target: Path, files: list[tuple[Path, str, int]]) -> None:
         file.write(b"\0" * (-file.tell() % 4096))
 
 
+class Clock(threading.Thread):
+    """Tells dom0 how much processor time the thread of the machine's first processor has used, in nanoseconds: a line for
+    each that dom0 sends."""
+
+    def __init__(self, process: int, line: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self.line = line
+        for task in Path(f"/proc/{process}/task").iterdir():
+            with suppress(FileNotFoundError):  # one that has ended meanwhile
+                if (task / "comm").read_text().startswith("CPU 0/"):
+                    self.account = task / "schedstat"
+        self.start()
+
+    def run(self) -> None:
+        with self.line, suppress(OSError):  # until QEMU has ended
+            for _ in self.line.makefile():
+                self.line.sendall(self.account.read_text().split()[0].encode() + b"\n")
+
+
 class Machine:
     """A machine whose drives outlive its power: boot() after kill() is what a power cut is."""
 
     def __init__(self, image: Image, files: list[tuple[Path, str, int]], *, cpus: int = 1, xen: str = "", kernel: str = "",
-                 memory: int = MEMORY, dom0_memory: int = DOM0_MEMORY, exact: bool = False, more: list[str] | None = None) -> None:
-        """Sizes are in MiB. An exact machine's clock counts instructions: a nanosecond of it is one. MORE goes to QEMU."""
+                 memory: int = MEMORY, dom0_memory: int = DOM0_MEMORY, exact: bool = False, clock: bool = False,
+                 more: list[str] | None = None) -> None:
+        """Sizes are in MiB. An exact machine's clock counts instructions: a nanosecond of it is one. MORE goes to QEMU. With
+        CLOCK dom0 can ask a Clock."""
         self.image = image
+        self.clock = clock
         self.more = more or []
         self.memory, self.dom0_memory, self.exact = memory, dom0_memory, exact
         self.cpus, self.xen, self.kernel = cpus, xen, kernel
@@ -121,18 +145,18 @@ class Machine:
         self.buffer = b""
         self.console = self.directory / "console.log"
 
-    def command(self, agent: int | None) -> list[str]:
+    def command(self, agent: int | None, clock: int | None = None) -> list[str]:
         """The whole command line. cache=unsafe: what dom0 has sent to a drive survives our SIGKILL in the host's
         page cache, what it still holds itself does not; so a power cut means what it should."""
         image = self.image
         xen = f"com1=115200,8n1 console=com1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M loglvl=all guest_loglvl=all conring_size=256k " \
               f"spec-ctrl=no noreboot watchdog=0 {self.xen}"
         kernel = f"console=hvc0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on {self.kernel}"
-        clock = ["tcg,thread=single", "-icount", "shift=0,sleep=off,align=off", "-seed", "1", "-rtc", "base=2026-11-01,clock=vm"] \
+        emulation = ["tcg,thread=single", "-icount", "shift=0,sleep=off,align=off", "-seed", "1", "-rtc", "base=2026-11-01,clock=vm"] \
             if self.exact else ["tcg,thread=multi"]
         # QEMU gives up ("Bad icount read") where an x2APIC's timer is set.
         cpu = f"{CPU},-x2apic" if self.exact else CPU
-        argv = [*qemu(), "-accel", *clock, "-cpu", cpu, "-smp", str(self.cpus), "-m", str(self.memory), "-nodefaults",
+        argv = [*qemu(), "-accel", *emulation, "-cpu", cpu, "-smp", str(self.cpus), "-m", str(self.memory), "-nodefaults",
                 "-display", "none", "-no-reboot", "-kernel", str(image.xen), "-append", xen,
                 "-initrd", f"{image.kernel} {kernel},{image.initramfs}"]
         argv += self.more
@@ -145,21 +169,28 @@ class Machine:
                      "-device", f"virtio-blk-pci,drive=d{number},serial={serial}"]
         if agent is None:
             return [*argv, "-serial", "mon:stdio"]
-        return [*argv, "-serial", f"file:{self.console}", "-device", "virtio-serial-pci",
-                "-chardev", f"socket,id=agent,fd={agent}", "-device", "virtserialport,chardev=agent,name=xb.agent"]
+        argv += ["-serial", f"file:{self.console}", "-device", "virtio-serial-pci", "-name", "xb,debug-threads=on"]
+        for name, line in (("agent", agent), ("clock", clock)):
+            if line is not None:
+                argv += ["-chardev", f"socket,id={name},fd={line}", "-device", f"virtserialport,chardev={name},name=xb.{name}"]
+        return argv
 
     def boot(self) -> str:
         """Switches on, waits for dom0's agent, returns the kernel release that it reports."""
-        ours, theirs = socket.socketpair()
+        agent, clock = socket.socketpair(), socket.socketpair()
         self.buffer = b""
-        with theirs:
+        lines = [agent[1].fileno(), *([clock[1].fileno()] if self.clock else [])]
+        with agent[1], clock[1]:
             # setpriv: QEMU must not outlive us, however we end.
-            self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *self.command(theirs.fileno())],
+            self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *self.command(*lines)],
                                             stdin=subprocess.DEVNULL, stdout=(self.directory / "qemu.log").open("ab"),
-                                            stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()],
+                                            stderr=subprocess.STDOUT, pass_fds=lines,
                                             env=os.environ | {"TMPDIR": str(self.directory)})
-        self.line = ours
-        return self.receive(BOOT_SECONDS)["ready"]
+        self.line = agent[0]
+        release = self.receive(BOOT_SECONDS)["ready"]
+        if self.clock:
+            Clock(self.process.pid, clock[0])
+        return release
 
     def send(self, **message: Any) -> None:
         assert self.line

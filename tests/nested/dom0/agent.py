@@ -18,19 +18,12 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.port import port  # noqa: E402
+
 LIB = Path(__file__).resolve().parents[1] / "lib"
 KMSG_TAIL = 120
-
-
-def port() -> int:
-    """The serial port that the host named xb.agent."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        for path in Path("/sys/class/virtio-ports").glob("*"):
-            if (path / "name").read_text().strip() == "xb.agent" and Path("/dev", path.name).exists():
-                return os.open(f"/dev/{path.name}", os.O_RDWR)
-        time.sleep(0.05)
-    sys.exit("no serial port named xb.agent")
 
 
 def where_all_are() -> list[str]:
@@ -50,7 +43,7 @@ def where_all_are() -> list[str]:
 
 class Agent:
     def __init__(self) -> None:
-        self.port = port()
+        self.port = port("xb.agent")
         self.buffer = b""
 
     def send(self, **message: object) -> None:

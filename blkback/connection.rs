@@ -26,6 +26,7 @@ use xen_bindings::{
         RingMemory,
         MAX_RING_PAGES, //
     },
+    thread::wait_for_interrupts,
     xenbus::Device,
     xenstore, //
 };
@@ -179,6 +180,9 @@ impl Drop for Connection {
             ring.shut_down();
         }
         self.gate.disconnect();
+        // A completion, perhaps in an interrupt, may still have a reference to its ring. It must not be the last,
+        // as what a ring owns is given back by functions that sleep: ours are dropped after it.
+        wait_for_interrupts();
     }
 }
 

@@ -27,6 +27,13 @@ use crate::{
     raw, //
 };
 
+/// Waits until every interrupt handler that runs now, on any processor, has returned. May sleep.
+pub fn wait_for_interrupts() {
+    // SAFETY: No requirement but a context that may sleep, which the documentation demands. Code with interrupts
+    // or softirqs disabled is a reader of RCU.
+    unsafe { raw::synchronize_rcu() }
+}
+
 /// Something that a thread does whenever it is woken.
 pub trait Worker: Send + Sync + 'static {
     /// The flag by which the thread is woken.

@@ -239,13 +239,16 @@ impl BlockDevice {
     /// Called by the block layer only, once for a bio that `submit_bio` submitted.
     unsafe extern "C" fn end_io<T: Owner>(bio: *mut raw::bio) {
         // SAFETY: The bio is done, its request is ours again.
-        let (inner, errno) = unsafe {
-            let errno = raw::blk_status_to_errno((*bio).bi_status);
+        let (inner, result) = unsafe {
+            let result = match (*bio).bi_status {
+                0 => Ok(()),
+                status => kernel::error::to_result(raw::blk_status_to_errno(status)),
+            };
             let inner = KBox::from_raw((*bio).bi_private.cast());
             raw::bio_uninit(bio);
-            (inner, errno)
+            (inner, result)
         };
-        T::complete(Done::with(inner, kernel::error::to_result(errno)));
+        T::complete(Done::with(inner, result));
     }
 }
 

@@ -29,8 +29,7 @@ use kernel::{
     prelude::*,
     sync::atomic::{
         Atomic,
-        Full,
-        Relaxed, //
+        Full, //
     },
 };
 
@@ -626,10 +625,8 @@ impl<T: Owner> Mapped<T> {
 }
 
 impl<T> Done<T> {
-    pub(crate) fn with(inner: KBox<Inner<T>>, result: Result) -> Self {
-        inner
-            .result
-            .store(result.map_or_else(Error::to_errno, |()| 0), Relaxed);
+    pub(crate) fn with(mut inner: KBox<Inner<T>>, result: Result) -> Self {
+        *inner.result.get_mut() = result.map_or_else(Error::to_errno, |()| 0);
         Self(inner)
     }
 
@@ -642,19 +639,20 @@ impl<T> Done<T> {
     }
 
     /// Has the device read something for the guest?
-    pub(crate) fn has_data_for_guest(&self) -> bool {
-        self.0.direction == Direction::Read && self.0.result.load(Relaxed) >= 0
+    pub(crate) fn has_data_for_guest(&mut self) -> bool {
+        self.0.direction == Direction::Read && *self.0.result.get_mut() >= 0
     }
 
     /// Makes it one that has failed, unless it is that already.
     pub(crate) fn fail(&mut self, err: Error) {
-        if self.0.result.load(Relaxed) >= 0 {
-            self.0.result.store(err.to_errno(), Relaxed);
+        let result = self.0.result.get_mut();
+        if *result >= 0 {
+            *result = err.to_errno();
         }
     }
 
-    pub(crate) fn finish(self) -> Finished<T> {
-        let errno = self.0.result.load(Relaxed);
+    pub(crate) fn finish(mut self) -> Finished<T> {
+        let errno = *self.0.result.get_mut();
         let result = if errno < 0 {
             Err(Error::from_errno(errno))
         } else {

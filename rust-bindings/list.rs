@@ -137,17 +137,20 @@ impl<T> DoneList<T> {
 
     /// Moves everything to the end of `list`, in the order it was added.
     pub fn take(&self, list: &mut List<Done<T>>) {
-        // SAFETY: The head is valid, and what was in it belongs to us after llist_del_all().
-        let mut node = unsafe { raw::llist_reverse_order(raw::llist_del_all(self.0.get())) };
-        while !node.is_null() {
-            // SAFETY: `node` is the first field of a request.
-            let inner = unsafe {
-                let next = (*node).next;
-                let inner = KBox::from_raw(node.cast());
-                node = next;
-                inner
-            };
-            list.push(Done(inner));
+        // SAFETY: The head is valid, and what was in it belongs to us after llist_del_all(), and to `list` from
+        // here on. The node that was added last is the last one when the order is reversed.
+        unsafe {
+            let last = raw::llist_del_all(self.0.get());
+            if last.is_null() {
+                return;
+            }
+            let first = raw::llist_reverse_order(last);
+            if list.last.is_null() {
+                list.first = first;
+            } else {
+                (*list.last).next = first;
+            }
+            list.last = last;
         }
     }
 }

@@ -7,7 +7,10 @@
 
 use blkif::{
     abi,
-    ring::RESPONSE_WORDS,
+    ring::{
+        RESPONSE_WORDS,
+        SLOT_WORDS, //
+    },
     SharedRing, //
 };
 use core::{
@@ -142,8 +145,11 @@ impl SharedRing for RingMemory {
         let Some(mut slot) = self.slot(byte_offset, words.len()) else {
             return;
         };
-        if words.len() % 2 == 0 && slot.cast::<u64>().is_aligned() {
-            // The slots of a 64-bit layout: half as many loads.
+        if let (Ok(words), true) = (
+            <&mut [u32; SLOT_WORDS]>::try_from(&mut *words),
+            slot.cast::<u64>().is_aligned(),
+        ) {
+            // The slots of a 64-bit layout: half as many loads, and so many that the compiler knows.
             for pair in words.chunks_exact_mut(2) {
                 if let [low, high] = pair {
                     // SAFETY: `slot()` has checked that all words are in the mapping; here two of

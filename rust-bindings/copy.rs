@@ -155,6 +155,11 @@ impl Copies {
         unsafe { self.pages.put(page) };
     }
 
+    /// Is there nothing to be done?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
     /// Is there no room for another operation?
     pub(crate) fn is_full(&self) -> bool {
         self.ops.len() >= BATCH

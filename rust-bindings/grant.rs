@@ -331,7 +331,12 @@ impl Grants {
                     };
                 }
             }
-            whole.push(request);
+            if whole.is_empty() && self.maps.is_empty() && self.no_copies() {
+                // It waits for nothing.
+                then(request.mapped());
+            } else {
+                whole.push(request);
+            }
         }
         self.map_batch();
         while let Some(request) = whole.pop() {
@@ -447,9 +452,19 @@ impl Grants {
                     Backing::Own | Backing::Copied => {}
                 }
             }
-            whole.push(request);
+            if whole.is_empty() && self.unmaps.is_empty() && self.no_copies() {
+                // It waits for nothing.
+                self.finish(request, &mut then);
+            } else {
+                whole.push(request);
+            }
         }
         self.finish_batch(&mut whole, &mut then);
+    }
+
+    /// Is there nothing to be copied?
+    fn no_copies(&self) -> bool {
+        self.copies.as_ref().is_none_or(Copies::is_empty)
     }
 
     /// Has Xen do what is in the batches of [`Grants::unmap`], which is all that the requests in `whole`
@@ -474,23 +489,27 @@ impl Grants {
                 }
             });
         }
-        while let Some(mut request) = whole.pop() {
-            if let Some(copies) = &mut self.copies {
-                let mut failed = false;
-                for slot in request.slots() {
-                    if let Backing::Own | Backing::Copied = slot.backing {
-                        failed |= matches!(slot.backing, Backing::Own);
-                        // SAFETY: By the slot's invariant the page is from there; this is where it is given
-                        // back.
-                        unsafe { copies.put(slot.page) };
-                    }
-                }
-                if failed {
-                    request.fail(EFAULT);
+        while let Some(request) = whole.pop() {
+            self.finish(request, then);
+        }
+    }
+
+    /// Takes back the pages of ours that a request has had, and hands the rest of it to `then`.
+    fn finish<T>(&mut self, mut request: Done<T>, then: &mut impl FnMut(Finished<T>)) {
+        if let Some(copies) = &mut self.copies {
+            let mut failed = false;
+            for slot in request.slots() {
+                if let Backing::Own | Backing::Copied = slot.backing {
+                    failed |= matches!(slot.backing, Backing::Own);
+                    // SAFETY: By the slot's invariant the page is from there; this is where it is given back.
+                    unsafe { copies.put(slot.page) };
                 }
             }
-            then(request.finish());
+            if failed {
+                request.fail(EFAULT);
+            }
         }
+        then(request.finish());
     }
 
     /// Returns up to `count` persistent grants that nobody has used since `until`, the least

@@ -46,6 +46,11 @@ impl Maps {
         })
     }
 
+    /// Is there nothing to be done?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
     /// Is there no room for another operation?
     pub(crate) fn is_full(&self) -> bool {
         self.ops.len() >= BATCH
@@ -168,6 +173,11 @@ impl Unmaps {
             ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
         })
+    }
+
+    /// Is there nothing to be done?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ops.is_empty()
     }
 
     /// Is there no room for another operation?

@@ -72,7 +72,8 @@ pub(crate) enum Way {
 
 /// A request that waits for its answer.
 pub(crate) struct Pending {
-    ring: Arc<Ring>,
+    /// Until the I/O is done. It is not looked for again then, so that a request costs one reference.
+    ring: Option<Arc<Ring>>,
     id: u64,
     operation: u8,
     pub(crate) action: Action,
@@ -117,7 +118,7 @@ impl Pending {
         };
         (
             Self {
-                ring,
+                ring: Some(ring),
                 id: parsed.id,
                 operation: parsed.operation,
                 action,
@@ -132,8 +133,7 @@ impl Pending {
 
     /// Tells whoever traces that the request, of so many bytes, has been taken.
     #[inline(always)]
-    pub(crate) fn trace_start(&self, bytes: u32) {
-        let ring = &self.ring;
+    pub(crate) fn trace_start(&self, ring: &Ring, bytes: u32) {
         trace::request_start(
             ring.name(),
             ring.number(),
@@ -146,8 +146,7 @@ impl Pending {
 
     /// Tells whoever traces that the request has been answered after so many nanoseconds.
     #[inline(always)]
-    pub(crate) fn trace_end(&self, result: Result, nanoseconds: u64) {
-        let ring = &self.ring;
+    pub(crate) fn trace_end(&self, ring: &Ring, result: Result, nanoseconds: u64) {
         let error = result.err().map_or(0, Error::to_errno);
         trace::request_end(ring.name(), ring.number(), self.id, error, nanoseconds);
     }
@@ -163,14 +162,14 @@ impl Pending {
     }
 
     /// The answer. An error that a guest could cause again and again is logged within limits.
-    pub(crate) fn response(self, result: Result) -> Response {
+    pub(crate) fn response(&self, ring: &Ring, result: Result) -> Response {
         let status = match result {
             Ok(()) => Status::Okay,
             Err(err) => {
-                if self.ring.may_log() {
+                if ring.may_log() {
                     pr_warn!(
                         "{}: {:?} at sector {} failed: {:?}\n",
-                        self.ring.name(),
+                        ring.name(),
                         self.action,
                         self.sector,
                         err
@@ -193,23 +192,26 @@ impl Pending {
 }
 
 impl Owner for Pending {
-    fn complete(done: Done<Self>) {
+    fn complete(mut done: Done<Self>) {
         // The request may be answered and gone as soon as it is in the list.
-        let ring = done.data().ring.clone();
-        ring.completed(done);
+        if let Some(ring) = done.data_mut().ring.take() {
+            ring.completed(done);
+        }
     }
 
     fn retry(mut io: Mapped<Self>, why: Retry) {
-        let ring = io.data().ring.clone();
-        if why == Retry::NotDirect {
-            io.data_mut().way = Way::Buffered;
-            ring.medium().note_buffered(ring.name());
+        if let Some(ring) = io.data().ring.clone() {
+            if why == Retry::NotDirect {
+                io.data_mut().way = Way::Buffered;
+                ring.medium().note_buffered(ring.name());
+            }
+            io.defer(ring.blocking_queue());
         }
-        io.defer(ring.blocking_queue());
     }
 
     fn run(io: Mapped<Self>) {
-        let ring = io.data().ring.clone();
-        ring.medium().run(io);
+        if let Some(ring) = io.data().ring.clone() {
+            ring.medium().run(io);
+        }
     }
 }

@@ -505,8 +505,8 @@ impl Ring {
             counts.request(action, way, finished.bytes, finished.result.is_err());
             let took = now.saturating_sub(taken);
             self.stats.latency.add(action, took);
-            finished.data.trace_end(finished.result, took);
-            back.put_response(memory, finished.data.response(finished.result));
+            finished.data.trace_end(self, finished.result, took);
+            back.put_response(memory, finished.data.response(self, finished.result));
             spares.put(finished.memory);
         });
         if back.publish(memory) {

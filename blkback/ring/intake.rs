@@ -73,6 +73,8 @@ impl Ring {
     /// Takes requests from the ring and submits them. Whether there were any.
     pub(super) fn take(self: &Arc<Self>, state: &mut State) -> bool {
         let stopping = self.stopping.load(Relaxed);
+        // One that is closed from here on waits for what is taken now.
+        let closed = self.gate.is_closed();
         let State {
             memory: Some(memory),
             irq: Some(irq),
@@ -112,7 +114,7 @@ impl Ring {
                 *slot = *waiting;
                 *barrier = None;
                 true
-            } else if stopping || *broken || self.gate.is_closed() {
+            } else if stopping || closed || *broken {
                 break;
             } else {
                 match back.next_request(memory, slot) {
@@ -134,14 +136,15 @@ impl Ring {
                     }
                 }
             };
-            let parsed = match blkif::parse(back.abi(), slot, disk) {
+            let parsed = blkif::parse(back.abi(), slot, disk);
+            let parsed = match &parsed {
                 Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
                     *barrier = Some(*slot);
                     break;
                 }
                 Ok(parsed) => parsed,
                 Err(reject) => {
-                    self.note(&reject);
+                    self.note(reject);
                     counts.refused = counts.refused.wrapping_add(1);
                     back.put_response(memory, reject.response());
                     rejected = true;
@@ -150,7 +153,7 @@ impl Ring {
             };
             // Besides this one.
             let idle = back.outstanding() <= 1;
-            let response = match self.stage(&parsed, now, spares, copier, grants) {
+            let response = match self.stage(parsed, now, spares, copier, grants) {
                 Ok(request) => {
                     staged.push(request);
                     count = count.wrapping_add(1);
@@ -163,7 +166,7 @@ impl Ring {
                     break;
                 }
                 Err(Unstaged::Failed(err)) => {
-                    let pending = Pending::new(self.clone(), &parsed, now).0;
+                    let pending = Pending::new(self.clone(), parsed, now).0;
                     counts.request(pending.action, pending.way, 0, true);
                     if self.may_log() {
                         pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
@@ -186,12 +189,12 @@ impl Ring {
         let mut submit = || {
             grants.map(&mut staged, |request| match request {
                 Ok(mapped) => {
-                    mapped.data().trace_start(mapped.bytes());
+                    mapped.data().trace_start(self, mapped.bytes());
                     self.medium
                         .submit(mapped, &self.context.blocking, &self.name);
                 }
                 Err(done) => {
-                    done.data().trace_start(0);
+                    done.data().trace_start(self, 0);
                     self.completed(done);
                 }
             })

@@ -65,6 +65,7 @@ macro_rules! counters {
             }
 
             /// Adds what has been counted, and begins anew.
+            #[inline]
             pub(crate) fn add(&self, counts: &mut Counts) {
                 $(
                     if counts.$name != 0 {

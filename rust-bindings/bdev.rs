@@ -96,6 +96,7 @@ impl BlockDevice {
     }
 
     /// Size in sectors of 512 bytes, as of now.
+    #[inline]
     pub fn sectors(&self) -> u64 {
         // SAFETY: The device is valid.
         unsafe { raw::bdev_nr_sectors(self.bdev.as_ptr()) }

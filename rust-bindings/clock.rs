@@ -10,6 +10,7 @@ use kernel::time::Jiffies;
 use crate::raw;
 
 /// The kernel's clock, in units of `1/CONFIG_HZ` seconds. Any context.
+#[inline]
 pub fn jiffies() -> Jiffies {
     // SAFETY: The counter is written by the timer interrupt only, and is one machine word.
     unsafe { (&raw const raw::jiffies).read_volatile() }
@@ -17,6 +18,7 @@ pub fn jiffies() -> Jiffies {
 
 /// Time since some moment, in nanoseconds. Good for measuring intervals; two processors may differ
 /// by microseconds. Any context.
+#[inline]
 pub fn nanoseconds() -> u64 {
     // SAFETY: The function may be called in any context.
     unsafe { raw::local_clock() }

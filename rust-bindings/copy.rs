@@ -135,6 +135,7 @@ impl Copies {
 
     /// A page, which is given back by [`Copies::put`]; `None` if enough are in use, or there is no memory.
     /// May sleep.
+    #[inline]
     pub(crate) fn page(&mut self) -> Option<NonNull<raw::page>> {
         if self.in_use >= MAX_PAGES {
             return None;
@@ -149,6 +150,7 @@ impl Copies {
     /// # Safety
     ///
     /// The page comes from [`Copies::page`], and is given back once.
+    #[inline]
     pub(crate) unsafe fn put(&mut self, page: NonNull<raw::page>) {
         self.in_use = self.in_use.wrapping_sub(1);
         // SAFETY: By the caller's guarantee.
@@ -156,11 +158,13 @@ impl Copies {
     }
 
     /// Is there nothing to be done?
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 
     /// Is there no room for another operation?
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.ops.len() >= BATCH
     }
@@ -172,6 +176,7 @@ impl Copies {
     ///
     /// `page` is from [`Copies::page`], and nobody uses it until [`Copies::flush`]; `offset` and `len` are
     /// within it.
+    #[inline]
     pub(crate) unsafe fn add(
         &mut self,
         direction: Direction,
@@ -201,6 +206,7 @@ impl Copies {
     }
 
     /// Has all operations done; `then` is told of each with the error of the grant table, if there was one. May sleep.
+    #[inline]
     pub(crate) fn flush(
         &mut self,
         mut then: impl FnMut(&mut NonNull<Slot>, core::result::Result<(), i16>),
@@ -225,6 +231,7 @@ impl Copies {
     }
 
     /// Are there pages that are not in use?
+    #[inline]
     pub(crate) fn has_spare(&self) -> bool {
         self.pages.has_spare()
     }

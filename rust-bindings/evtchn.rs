@@ -34,6 +34,7 @@ pub struct Irq(i32);
 
 impl Irq {
     /// Sends an event to the other end. May be called in any context.
+    #[inline]
     pub fn notify(self) {
         // SAFETY: May be called with any number.
         unsafe { raw::notify_remote_via_irq(self.0) }
@@ -41,6 +42,7 @@ impl Irq {
 
     /// Allows the next event. `spurious`: this one brought no work; too many of those make Xen's
     /// event code delay the guest's events. May be called in any context.
+    #[inline]
     pub fn eoi(self, spurious: bool) {
         let flags = if spurious {
             raw::XEN_EOI_FLAG_SPURIOUS

@@ -153,6 +153,7 @@ impl Grants {
     /// # Errors
     ///
     /// `ENOMEM`.
+    #[inline]
     pub(crate) fn slot(&mut self, gref: u32, cheap: bool) -> Result<Slot> {
         if cheap {
             if let Some(page) = self.copies.as_mut().and_then(Copies::page) {
@@ -186,6 +187,7 @@ impl Grants {
     }
 
     /// How pages were made ready since the last call.
+    #[inline]
     pub fn take_ways(&mut self) -> Ways {
         core::mem::take(&mut self.ways)
     }
@@ -345,6 +347,7 @@ impl Grants {
     }
 
     /// Has Xen do what is in the batches of [`Grants::map`].
+    #[inline]
     fn map_batch(&mut self) {
         if let Some(copies) = &mut self.copies {
             copies.flush(|slot, result| {
@@ -463,6 +466,7 @@ impl Grants {
     }
 
     /// Is there nothing to be copied?
+    #[inline]
     fn no_copies(&self) -> bool {
         self.copies.as_ref().is_none_or(Copies::is_empty)
     }
@@ -531,6 +535,7 @@ impl Grants {
     /// Returns some persistent grants if there are more than the parameter `max_persistent_grants`
     /// allows, or if the frontend has used more since the last time. To be called often; does
     /// something at most every 100 ms. May sleep.
+    #[inline]
     pub fn purge(&mut self) {
         let surplus = self.kept.as_mut().map_or(0, Kept::surplus);
         if surplus > 0 {
@@ -539,11 +544,13 @@ impl Grants {
     }
 
     /// Number of persistent grants that are mapped.
+    #[inline]
     pub fn persistent(&self) -> usize {
         self.kept.as_ref().map_or(0, Kept::len)
     }
 
     /// Is there memory that [`Grants::give_back`] could return, now or later?
+    #[inline]
     pub fn has_spare(&self) -> bool {
         self.pool.has_spare()
             || self.copies.as_ref().is_some_and(Copies::has_spare)

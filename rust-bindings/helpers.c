@@ -67,11 +67,6 @@ __rust_helper struct llist_node *rust_helper_llist_del_all(struct llist_head *he
 	return llist_del_all(head);
 }
 
-__rust_helper bool rust_helper_llist_empty(const struct llist_head *head)
-{
-	return llist_empty(head);
-}
-
 /* workqueue */
 
 __rust_helper struct workqueue_struct *

@@ -131,8 +131,8 @@ impl<T> DoneList<T> {
 
     /// Is there nothing in the list?
     pub fn is_empty(&self) -> bool {
-        // SAFETY: The head is valid.
-        unsafe { raw::llist_empty(self.0.get()) }
+        // SAFETY: The head is valid; one pointer of it is read at once, as llist_empty() does.
+        unsafe { (&raw const (*self.0.get()).first).read_volatile() }.is_null()
     }
 
     /// Moves everything to the end of `list`, in the order it was added.

@@ -47,11 +47,13 @@ impl Maps {
     }
 
     /// Is there nothing to be done?
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 
     /// Is there no room for another operation?
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.ops.len() >= BATCH
     }
@@ -61,6 +63,7 @@ impl Maps {
     /// # Safety
     ///
     /// `page` is of a [`PagePool`] for grants.
+    #[inline]
     unsafe fn operation(
         &self,
         gref: u32,
@@ -83,6 +86,7 @@ impl Maps {
     /// # Safety
     ///
     /// `page` is of a [`PagePool`] for grants, is not mapped, and nobody uses it until [`Maps::flush`].
+    #[inline]
     pub(crate) unsafe fn add(
         &mut self,
         gref: u32,
@@ -99,6 +103,7 @@ impl Maps {
 
     /// Has all operations done; `then` is told of each with the handle of the mapping, or with the error of
     /// the grant table. May sleep.
+    #[inline]
     pub(crate) fn flush(
         &mut self,
         mut then: impl FnMut(&mut NonNull<Slot>, core::result::Result<u32, i16>),
@@ -176,11 +181,13 @@ impl Unmaps {
     }
 
     /// Is there nothing to be done?
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 
     /// Is there no room for another operation?
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.ops.len() >= BATCH
     }
@@ -191,6 +198,7 @@ impl Unmaps {
     ///
     /// A grant is mapped with this handle into `page`, which is of the pool that [`Unmaps::flush`] is
     /// going to be called with, and is no longer the caller's.
+    #[inline]
     pub(crate) unsafe fn add(&mut self, page: NonNull<raw::page>, handle: u32) {
         let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
         // SAFETY: The operation may be written, the page is valid.
@@ -201,6 +209,7 @@ impl Unmaps {
     }
 
     /// Has all operations done, and gives the pages to `pool`; `name` is for log lines. May sleep.
+    #[inline]
     pub(crate) fn flush(&mut self, pool: &mut PagePool, name: &CStr) {
         if self.ops.is_empty() {
             return;

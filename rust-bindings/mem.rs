@@ -21,6 +21,7 @@ pub fn with_noio<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Gives other tasks the processor if it is their turn. May sleep.
+#[inline]
 pub fn cond_resched() {
     // SAFETY: No requirement but a context that may sleep, which the documentation demands; in a
     // context that may not, the scheduler complains but memory stays safe.

@@ -39,12 +39,14 @@ pub fn feature_persistent() -> bool {
 }
 
 /// Most free pages that a ring keeps to map grants into (`max_buffer_pages`).
+#[inline]
 pub(crate) fn max_buffer_pages() -> usize {
     // SAFETY: A static of the module, read once.
     unsafe { (&raw const raw::xbr_max_buffer_pages).read_volatile() as usize }
 }
 
 /// Most persistent grants that a ring keeps mapped (`max_persistent_grants`).
+#[inline]
 pub(crate) fn max_persistent_grants() -> usize {
     // SAFETY: A static of the module, read once.
     unsafe { (&raw const raw::xbr_max_persistent_grants).read_volatile() as usize }
@@ -52,6 +54,7 @@ pub(crate) fn max_persistent_grants() -> usize {
 
 /// Time after which an unused persistent grant is returned (`persistent_grant_unused_seconds`).
 /// `None` means never. At most a day, so that no timer overflows.
+#[inline]
 pub fn persistent_grant_unused() -> Option<Jiffies> {
     // SAFETY: A static of the module, read once.
     match unsafe { (&raw const raw::xbr_persistent_grant_unused_seconds).read_volatile() } {

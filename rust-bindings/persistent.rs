@@ -62,22 +62,26 @@ impl Kept {
     }
 
     /// How many there are.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.table.len()
     }
 
     /// Are there as many as the parameter `max_persistent_grants` allows?
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.len() >= params::max_persistent_grants()
     }
 
     /// The page that a grant is mapped into, if it is kept. It stays mapped until the caller has given
     /// the index to [`Kept::release`].
+    #[inline]
     pub(crate) fn acquire(&mut self, gref: u32) -> Option<(Index, NonNull<raw::page>)> {
         let (index, mapping) = self.table.acquire(gref)?;
         Some((index, mapping.page))
     }
 
+    #[inline]
     pub(crate) fn release(&mut self, index: Index) {
         self.table.release(index, jiffies() as u64);
     }
@@ -104,6 +108,7 @@ impl Kept {
 
     /// How many are to be returned now, because there are more than the parameter allows, or because the
     /// frontend has used more since the last time. Says so every 100 ms at most.
+    #[inline]
     pub(crate) fn surplus(&mut self) -> usize {
         let max = params::max_persistent_grants();
         let excess = self.len().saturating_sub(max);

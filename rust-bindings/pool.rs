@@ -97,6 +97,7 @@ impl PagePool {
     /// # Errors
     ///
     /// `ENOMEM`.
+    #[inline]
     pub(crate) fn get(&mut self) -> Result<NonNull<raw::page>> {
         match self.pages.pop() {
             Some(page) => Ok(page),
@@ -109,6 +110,7 @@ impl PagePool {
     /// # Safety
     ///
     /// The page comes from [`PagePool::get`] of this pool, is given back once, and is not mapped any more.
+    #[inline]
     pub(crate) unsafe fn put(&mut self, page: NonNull<raw::page>) {
         let len = self.pages.len();
         // One that somebody still holds, as a network card that sends it again, is not used again.
@@ -125,6 +127,7 @@ impl PagePool {
     }
 
     /// Are there more pages than the pool has to hold back?
+    #[inline]
     pub(crate) fn has_spare(&self) -> bool {
         self.pages.len() > self.reserve.into()
     }
@@ -159,6 +162,7 @@ impl Drop for PagePool {
 }
 
 /// Does somebody beside us hold a reference to a page of a pool?
+#[inline]
 pub(crate) fn is_referenced(page: NonNull<raw::page>) -> bool {
     // SAFETY: Pages of pools are valid, in use or not.
     unsafe { raw::page_count(page.as_ptr()) > 1 }

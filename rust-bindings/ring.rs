@@ -95,6 +95,7 @@ impl RingMemory {
     /// An index of the ring's header. The kernel's own memory model does not cover another domain;
     /// what is needed are the processor's guarantees for single aligned words, which are those of
     /// Rust's atomics, without a call for each access.
+    #[inline]
     fn index(&self, offset: usize) -> &AtomicU32 {
         debug_assert!(offset < abi::RING_HEADER_SIZE);
         // SAFETY: The header lies within the mapping, the offsets of its indices are multiples of
@@ -103,6 +104,7 @@ impl RingMemory {
     }
 
     /// Pointer to `words` words at `byte_offset` from the first slot, if they are in the mapping.
+    #[inline]
     fn slot(&self, byte_offset: usize, words: usize) -> Option<*mut u32> {
         let start = byte_offset.checked_add(abi::RING_HEADER_SIZE)?;
         let end = start.checked_add(words.checked_mul(4)?)?;
@@ -115,32 +117,39 @@ impl RingMemory {
 }
 
 impl SharedRing for RingMemory {
+    #[inline]
     fn req_prod(&self) -> u32 {
         self.index(abi::REQ_PROD_OFFSET).load(Ordering::Acquire)
     }
 
+    #[inline]
     fn set_req_event(&self, index: u32) {
         self.index(abi::REQ_EVENT_OFFSET)
             .store(index, Ordering::Relaxed);
     }
 
+    #[inline]
     fn rsp_prod(&self) -> u32 {
         self.index(abi::RSP_PROD_OFFSET).load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn set_rsp_prod(&self, index: u32) {
         self.index(abi::RSP_PROD_OFFSET)
             .store(index, Ordering::Release);
     }
 
+    #[inline]
     fn rsp_event(&self) -> u32 {
         self.index(abi::RSP_EVENT_OFFSET).load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn full_barrier(&self) {
         fence(Ordering::SeqCst);
     }
 
+    #[inline]
     fn read_slot(&self, byte_offset: usize, words: &mut [u32]) {
         let Some(mut slot) = self.slot(byte_offset, words.len()) else {
             return;
@@ -174,6 +183,7 @@ impl SharedRing for RingMemory {
         }
     }
 
+    #[inline]
     fn write_slot(&self, byte_offset: usize, words: &[u32; RESPONSE_WORDS]) {
         let Some(mut slot) = self.slot(byte_offset, words.len()) else {
             return;

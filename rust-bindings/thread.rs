@@ -56,11 +56,13 @@ impl Default for Wanted {
 impl Wanted {
     /// Says that it is. Whether nobody had said so before. Orders what the caller did before, as seen
     /// by the thread when it finds the flag set.
+    #[inline]
     fn set(&self) -> bool {
         !self.0.xchg(true, Full)
     }
 
     /// Says that it is not any more. Whether it was.
+    #[inline]
     fn take(&self) -> bool {
         self.0.xchg(false, Full)
     }

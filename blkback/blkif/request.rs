@@ -72,6 +72,7 @@ impl Disk {
     }
 
     /// Checks that a range of sectors exists.
+    #[inline]
     pub(crate) fn check_range(&self, sector: u64, sectors: u64) -> Result<(), Reject> {
         match sector.checked_add(sectors) {
             Some(end) if end <= self.sectors => Ok(()),
@@ -252,6 +253,7 @@ impl Parsed<'_> {
 /// let rejected = parse(Abi::X86_64, &slot, &disk).unwrap_err();
 /// assert_eq!(rejected.to_string(), "write: the disk is read-only");
 /// ```
+#[inline]
 pub fn parse<'a>(abi: Abi, slot: &'a RawSlot, disk: &'a Disk) -> Result<Parsed<'a>, Rejected> {
     let fields = Fields::decode(abi, slot.words());
     let indirect = fields.operation() == OP_INDIRECT;
@@ -287,6 +289,7 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    #[inline]
     fn decode(abi: Abi, words: &'a [u32; SLOT_WORDS]) -> Self {
         let (head, id, sector_number, rest) = match (abi, words) {
             (Abi::X86_32, [head, id0, id1, sector0, sector1, rest @ .., _]) => {
@@ -304,18 +307,21 @@ impl<'a> Fields<'a> {
         }
     }
 
+    #[inline]
     fn operation(&self) -> u8 {
         let [operation, ..] = self.head;
         operation
     }
 
     /// `nr_segments` of a request that has its segments in the slot.
+    #[inline]
     fn nr_segments(&self) -> u8 {
         let [_, nr_segments, ..] = self.head;
         nr_segments
     }
 
     /// The operation code of the response.
+    #[inline]
     fn answered_operation(&self) -> u8 {
         match self.head {
             [OP_INDIRECT, indirect_op, ..] => indirect_op,
@@ -324,6 +330,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Checks what the operation needs.
+    #[inline]
     fn request(&self, disk: &'a Disk) -> Result<Request<'a>, Reject> {
         match (self.operation(), disk.discard) {
             (OP_READ, _) => Ok(Request::Read(self.transfer(disk)?)),
@@ -339,6 +346,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Checks a transfer that changes the disk, and that need not have any data.
+    #[inline]
     fn write_if_any(&self, disk: &Disk) -> Result<Option<Transfer<'a>>, Reject> {
         match self.nr_segments() {
             0 => Ok(None),
@@ -347,6 +355,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Checks a transfer that changes the disk.
+    #[inline]
     fn write(&self, disk: &Disk) -> Result<Transfer<'a>, Reject> {
         if disk.readonly {
             return Err(Reject::ReadOnly);
@@ -355,6 +364,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Checks a transfer in either direction.
+    #[inline]
     fn transfer(&self, disk: &Disk) -> Result<Transfer<'a>, Reject> {
         let count = self.nr_segments();
         check_count(u16::from(count), MAX_SEGMENTS as u16)?;

@@ -35,6 +35,7 @@ pub struct Response {
 impl Response {
     /// Lays the response out for the ring: `id` in 8 bytes, `operation` in one, one of padding,
     /// `status` in two. The layout is the same for every [`Abi`].
+    #[inline]
     pub const fn words(&self) -> [u32; RESPONSE_WORDS] {
         let [id0, id1, id2, id3, id4, id5, id6, id7] = self.id.to_le_bytes();
         let [status0, status1] = (self.status as i16).to_le_bytes();

@@ -34,6 +34,7 @@ pub struct Segment {
 
 impl Segment {
     /// Checks and decodes the two words of a segment.
+    #[inline]
     fn decode(gref: u32, sectors: u32) -> Result<Segment, Reject> {
         let [first_sect, last_sect, ..] = sectors.to_le_bytes();
         if first_sect > last_sect || last_sect >= SECTORS_PER_PAGE {
@@ -137,6 +138,7 @@ impl<'a> Sum<'a> {
     }
 
     /// Decodes the next segment. At most [`MAX_INDIRECT_SEGMENTS`] times.
+    #[inline]
     pub(crate) fn add(&mut self, gref: u32, range: u32) -> Result<Segment, Reject> {
         let segment = Segment::decode(gref, range)?;
         let sectors = segment.sectors();
@@ -150,6 +152,7 @@ impl<'a> Sum<'a> {
     }
 
     /// Judges the whole.
+    #[inline]
     pub(crate) fn finish(self) -> Result<Extent, Reject> {
         if self.sectors == 0 {
             return Err(Reject::NoSegments);
@@ -194,6 +197,7 @@ impl Eq for Transfer<'_> {}
 
 impl<'a> Transfer<'a> {
     /// Checks the segments whose words these are, at most [`MAX_INDIRECT_SEGMENTS`].
+    #[inline]
     pub(crate) fn new(disk: &Disk, sector: u64, words: &'a [u32]) -> Result<Self, Reject> {
         let mut sum = Sum::new(disk, sector);
         for pair in words.chunks_exact(2) {
@@ -229,6 +233,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// The pieces of memory in the order of the sectors on the disk.
+    #[inline]
     pub fn segments(&self) -> impl Iterator<Item = Segment> + 'a {
         // By the invariant, no segment is left out.
         self.words.chunks_exact(2).filter_map(|pair| match pair {
@@ -325,6 +330,7 @@ impl<'a> Indirect<'a> {
     ///     segments.finish()
     /// }
     /// ```
+    #[inline]
     pub const fn segments(&self) -> IndirectSegments<'a> {
         // INVARIANT: There is no segment yet.
         IndirectSegments {
@@ -362,6 +368,7 @@ impl IndirectSegments<'_> {
     ///
     /// - [`Reject::SegmentRange`] if it is not a range of sectors within one page.
     /// - [`Reject::SegmentCount`] if all segments have been given already.
+    #[inline]
     pub fn add(&mut self, gref: u32, sectors: u32) -> Result<Segment, Reject> {
         let given = self.given.saturating_add(1);
         if given > self.count {
@@ -384,6 +391,7 @@ impl IndirectSegments<'_> {
     /// - [`Reject::OutOfRange`] if some of the sectors do not exist.
     /// - [`Reject::Misaligned`] if the first sector, or the length of any segment, is not a whole
     ///   number of logical blocks.
+    #[inline]
     pub fn finish(self) -> Result<Extent, Reject> {
         if self.given < self.count {
             return Err(Reject::SegmentCount {
@@ -396,6 +404,7 @@ impl IndirectSegments<'_> {
 }
 
 /// Checks the number of segments of a request.
+#[inline]
 pub(crate) fn check_count(count: u16, limit: u16) -> Result<(), Reject> {
     match count {
         0 => Err(Reject::NoSegments),

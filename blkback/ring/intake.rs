@@ -12,6 +12,7 @@ use blkif::{
     Reject,
     Rejected,
     Request,
+    RingError,
     Status, //
 };
 use kernel::{
@@ -124,13 +125,7 @@ impl Ring {
                         false
                     }
                     Err(err) => {
-                        if self.may_log() {
-                            pr_warn!(
-                                "{}: frontend provided bogus ring requests ({}), halting ring\n",
-                                &*self.name,
-                                format_args!("{err}")
-                            );
-                        }
+                        self.note_broken(err);
                         *broken = true;
                         break;
                     }
@@ -168,9 +163,7 @@ impl Ring {
                 Err(Unstaged::Failed(err)) => {
                     let pending = Pending::new(self.clone(), parsed, now).0;
                     counts.request(pending.action, pending.way, 0, true);
-                    if self.may_log() {
-                        pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
-                    }
+                    self.note_failed(err);
                     parsed.response(Status::Error)
                 }
                 Err(Unstaged::Rejected(why)) => {
@@ -213,10 +206,30 @@ impl Ring {
         taken > 0
     }
 
-    /// A request that is not valid is logged within limits.
+    // What a guest can cause is logged within limits.
+
+    #[cold]
     fn note(&self, reject: &Rejected) {
         if self.may_log() {
             pr_warn!("{}: refused {}\n", &*self.name, format_args!("{reject}"));
+        }
+    }
+
+    #[cold]
+    fn note_failed(&self, err: Error) {
+        if self.may_log() {
+            pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
+        }
+    }
+
+    #[cold]
+    fn note_broken(&self, err: RingError) {
+        if self.may_log() {
+            pr_warn!(
+                "{}: frontend provided bogus ring requests ({}), halting ring\n",
+                &*self.name,
+                format_args!("{err}")
+            );
         }
     }
 

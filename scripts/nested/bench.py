@@ -39,8 +39,6 @@ OUTPUT = BUILD / "bench"
 PUBLISHED = TOP / "Documentation/benchmarks"
 SOURCE = Path(__file__).with_name("profile.c")
 PLOT = Path(__file__).with_name("plot.py")
-# How many times the requests of dom0/bench.py: an exact machine is slow, and needs few.
-SCALE = {"timed": 3, "exact": 2}
 MEMORY, DOM0_MEMORY = 3072, 1792
 # In the timed mode dom0 and the guest have a processor each, as on a real machine: on a shared one each request costs two
 # switches between them, after which the emulator's tables of pages start empty, and hardly anything else is seen.
@@ -55,7 +53,7 @@ def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str,
                  clock=mode == "timed", more=profile.arguments if profile else None, **(TIMED if mode == "timed" else {})) as machine:
         say(f"{mode}: booting Xen and {kver}")
         machine.boot()
-        command = f"cd /opt/xb && exec python3 -u dom0/bench.py --repeat {options.repeat} --scale {SCALE[mode]}"
+        command = f"cd /opt/xb && exec python3 -u dom0/bench.py --repeat {options.repeat}"
         for name in ("only", "loads"):
             if words := getattr(options, name):
                 command += f" --{name} " + " ".join(f"'{word}'" for word in words)

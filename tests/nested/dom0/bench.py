@@ -50,17 +50,17 @@ class Load:
     rw: str
     bs: str
     depth: int
-    count: int  # of requests, times --scale
+    count: int  # of requests
 
 
 LOADS = (
-    Load("4k read q1", "randread", "4k", 1, 1000),
-    Load("4k read q32", "randread", "4k", 32, 1000),
-    Load("4k write q1", "randwrite", "4k", 1, 1000),
-    Load("4k write q32", "randwrite", "4k", 32, 1000),
-    Load("64k read q32", "randread", "64k", 32, 500),
-    Load("1M read q8", "read", "1m", 8, 70),
-    Load("1M write q8", "write", "1m", 8, 70),
+    Load("4k read q1", "randread", "4k", 1, 2000),
+    Load("4k read q32", "randread", "4k", 32, 2000),
+    Load("4k write q1", "randwrite", "4k", 1, 2000),
+    Load("4k write q32", "randwrite", "4k", 32, 2000),
+    Load("64k read q32", "randread", "64k", 32, 1000),
+    Load("1M read q8", "read", "1m", 8, 140),
+    Load("1M write q8", "write", "1m", 8, 140),
 )
 NO_LOAD = Load("none", "randread", "4k", 1, 0)
 
@@ -74,12 +74,12 @@ class RingLoad:
 
 
 RING_LOADS = (
-    RingLoad("ring 4k read q32", "--depth 32 --size 4 --batch 8", 12000),
-    RingLoad("ring 4k write q32", "--depth 32 --size 4 --batch 8 --reads 0", 12000),
-    RingLoad("ring 4k read q32 persistent", "--depth 32 --size 4 --batch 8 --persistent", 12000),
-    RingLoad("ring 4k write q32 persistent", "--depth 32 --size 4 --batch 8 --reads 0 --persistent", 12000),
-    RingLoad("ring 64k read q16", "--depth 16 --size 64 --batch 4 --indirect 32", 800),
-    RingLoad("ring 64k read q16 persistent", "--depth 16 --size 64 --batch 4 --indirect 32 --persistent", 800),
+    RingLoad("ring 4k read q32", "--depth 32 --size 4 --batch 8", 24000),
+    RingLoad("ring 4k write q32", "--depth 32 --size 4 --batch 8 --reads 0", 24000),
+    RingLoad("ring 4k read q32 persistent", "--depth 32 --size 4 --batch 8 --persistent", 24000),
+    RingLoad("ring 4k write q32 persistent", "--depth 32 --size 4 --batch 8 --reads 0 --persistent", 24000),
+    RingLoad("ring 64k read q16", "--depth 16 --size 64 --batch 4 --indirect 32", 1600),
+    RingLoad("ring 64k read q16 persistent", "--depth 16 --size 64 --batch 4 --indirect 32 --persistent", 1600),
 )
 
 
@@ -228,7 +228,7 @@ class Bench:
         """All loads of fio; RUN is the shell they run in. The first UNMEASURED runs are for the caches."""
         idle: list[int] = []
         for load in (*[NO_LOAD] * (unmeasured + 3), *filter(lambda load: self.wanted(load.name), LOADS)):
-            count = load.count * self.options.scale
+            count = load.count
             text, used, pace = self.measured(load.name, count, run, FIO.format(
                 target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=count or 1))
             if load is NO_LOAD:
@@ -249,7 +249,7 @@ class Bench:
             if "--persistent" in load.options and setup.module == "":
                 continue
             figures = []
-            for requests in (1, load.count * self.options.scale):
+            for requests in (1, load.count):
                 text, used, pace = self.measured(load.name, requests, partial(guest.sh, timeout=120), (
                     f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r"
                     " >/tmp/out 2>&1 || { cat /tmp/out; exit 1; }; cat /tmp/r"))
@@ -310,7 +310,6 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--announce", action="store_true")
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])

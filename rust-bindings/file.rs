@@ -375,7 +375,7 @@ impl File {
             let op = (*ptr).target.get().cast::<FileOp>();
             (KBox::from_raw(ptr), (*op).mode)
         };
-        let ret = inner.result.load(Relaxed);
+        let ret = *inner.result.get_mut();
         let rest = inner.bytes.saturating_sub(inner.progress);
         let done = |inner, result| T::complete(Done::with(inner, result));
         // INVARIANT (of `Mapped`, below): Nothing has been unmapped since it was one.

@@ -45,17 +45,27 @@ impl<S: State> List<S> {
     /// Appends a request.
     pub fn push(&mut self, request: S) {
         let ptr = KBox::into_raw(request.into_inner());
-        // SAFETY: `ptr` is ours now; `last` is, if not null, the node of a request in the list.
+        // SAFETY: `ptr` is ours, and from here on the list's: a chain of one.
         unsafe {
             let node = (*ptr).link.get();
             (*node).next = core::ptr::null_mut();
-            if self.last.is_null() {
-                self.first = node;
-            } else {
-                (*self.last).next = node;
-            }
-            self.last = node;
+            self.splice(node, node);
         }
+    }
+
+    /// Appends a chain of requests.
+    ///
+    /// # Safety
+    ///
+    /// `first` to `last` are linked nodes of requests, which the caller owns and gives away; nothing follows `last`.
+    unsafe fn splice(&mut self, first: *mut raw::llist_node, last: *mut raw::llist_node) {
+        if self.last.is_null() {
+            self.first = first;
+        } else {
+            // SAFETY: `last` is, as it is not null, the node of a request in the list.
+            unsafe { (*self.last).next = first };
+        }
+        self.last = last;
     }
 
     /// Takes the first request.
@@ -73,8 +83,11 @@ impl<S: State> List<S> {
 
     /// Appends all of `other`.
     pub fn append(&mut self, other: &mut Self) {
-        while let Some(request) = other.pop() {
-            self.push(request);
+        if !other.is_empty() {
+            // SAFETY: All of the other list's requests, which it no longer has from here on.
+            unsafe { self.splice(other.first, other.last) };
+            other.first = core::ptr::null_mut();
+            other.last = core::ptr::null_mut();
         }
     }
 }
@@ -144,13 +157,7 @@ impl<T> DoneList<T> {
             if last.is_null() {
                 return;
             }
-            let first = raw::llist_reverse_order(last);
-            if list.last.is_null() {
-                list.first = first;
-            } else {
-                (*list.last).next = first;
-            }
-            list.last = last;
+            list.splice(raw::llist_reverse_order(last), last);
         }
     }
 }

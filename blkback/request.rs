@@ -166,15 +166,12 @@ impl Pending {
         let status = match result {
             Ok(()) => Status::Okay,
             Err(err) => {
-                if ring.may_log() {
-                    pr_warn!(
-                        "{}: {:?} at sector {} failed: {:?}\n",
-                        ring.name(),
-                        self.action,
-                        self.sector,
-                        err
-                    );
-                }
+                ring.warn(fmt!(
+                    "{:?} at sector {} failed: {:?}",
+                    self.action,
+                    self.sector,
+                    err
+                ));
                 // A frontend that is told so stops using the operation.
                 if is_not_supported(err) && !matches!(self.action, Action::Read | Action::Write) {
                     Status::NotSupported

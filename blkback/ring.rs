@@ -233,9 +233,12 @@ impl Ring {
         &self.name
     }
 
-    /// May a line be logged that the guest has caused? Any context.
-    pub(crate) fn may_log(&self) -> bool {
-        self.stats.log.permits(&self.name)
+    /// Logs what a guest has caused, and could cause again and again, within limits. Any context.
+    #[cold]
+    pub(crate) fn warn(&self, what: fmt::Arguments<'_>) {
+        if self.stats.log.permits(&self.name) {
+            pr_warn!("{}: {}\n", &*self.name, what);
+        }
     }
 
     /// Its number among the rings of the disk.

@@ -10,9 +10,7 @@
 use blkif::{
     Parsed,
     Reject,
-    Rejected,
     Request,
-    RingError,
     Status, //
 };
 use kernel::{
@@ -125,7 +123,10 @@ impl Ring {
                         false
                     }
                     Err(err) => {
-                        self.note_broken(err);
+                        self.warn(fmt!(
+                            "frontend provided bogus ring requests ({}), halting ring",
+                            format_args!("{err}")
+                        ));
                         *broken = true;
                         break;
                     }
@@ -139,7 +140,7 @@ impl Ring {
                 }
                 Ok(parsed) => parsed,
                 Err(reject) => {
-                    self.note(reject);
+                    self.warn(fmt!("refused {}", format_args!("{reject}")));
                     counts.refused = counts.refused.wrapping_add(1);
                     back.put_response(memory, reject.response());
                     rejected = true;
@@ -163,13 +164,13 @@ impl Ring {
                 Err(Unstaged::Failed(err)) => {
                     let pending = Pending::new(self.clone(), parsed, now).0;
                     counts.request(pending.action, pending.way, 0, true);
-                    self.note_failed(err);
+                    self.warn(fmt!("a request cannot be done: {:?}", err));
                     parsed.response(Status::Error)
                 }
                 Err(Unstaged::Rejected(why)) => {
                     counts.refused = counts.refused.wrapping_add(1);
                     let reject = parsed.reject(why);
-                    self.note(&reject);
+                    self.warn(fmt!("refused {}", format_args!("{reject}")));
                     reject.response()
                 }
             };
@@ -204,33 +205,6 @@ impl Ring {
             }
         }
         taken > 0
-    }
-
-    // What a guest can cause is logged within limits.
-
-    #[cold]
-    fn note(&self, reject: &Rejected) {
-        if self.may_log() {
-            pr_warn!("{}: refused {}\n", &*self.name, format_args!("{reject}"));
-        }
-    }
-
-    #[cold]
-    fn note_failed(&self, err: Error) {
-        if self.may_log() {
-            pr_warn!("{}: a request cannot be done: {:?}\n", &*self.name, err);
-        }
-    }
-
-    #[cold]
-    fn note_broken(&self, err: RingError) {
-        if self.may_log() {
-            pr_warn!(
-                "{}: frontend provided bogus ring requests ({}), halting ring\n",
-                &*self.name,
-                format_args!("{err}")
-            );
-        }
     }
 
     /// Puts a request together, in memory that another has left or in new.

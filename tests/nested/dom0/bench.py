@@ -228,17 +228,16 @@ class Bench:
         """All loads of fio; RUN is the shell they run in. The first UNMEASURED runs are for the caches."""
         idle: list[int] = []
         for load in (*[NO_LOAD] * (unmeasured + 3), *filter(lambda load: self.wanted(load.name), LOADS)):
-            count = load.count
-            text, used, pace = self.measured(load.name, count, run, FIO.format(
-                target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=count or 1))
+            text, used, pace = self.measured(load.name, load.count, run, FIO.format(
+                target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=load.count or 1))
             if load is NO_LOAD:
                 idle.append(used)
                 continue
             words = next(line for line in text.splitlines() if line.startswith("3;")).split(";")
             at = FIO_WRITE if "write" in load.rw else 0
             percentile = next(word for word in words[at + 17:at + 37] if word.startswith("99.0"))
-            self.result(setup, load.name, round, used - statistics.median(idle[unmeasured:]), count,
-                        count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001) * pace,
+            self.result(setup, load.name, round, used - statistics.median(idle[unmeasured:]), load.count,
+                        load.count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001) * pace,
                         float(words[FIO_LATENCY + at]) / pace, float(percentile.partition("=")[2]) / pace)
 
     def ring(self, guest: Guest, setup: Setup, round: int) -> None:

@@ -113,9 +113,12 @@ class Guest:
         return self
 
     def attached_after_create(self, timeout: float = 120) -> None:
+        self._find()
+        self._ready(timeout)
+
+    def _find(self) -> None:
         self.domid = self._number()
         check(self.domid, f"there is no domain {self.name}")
-        self._ready(timeout)
 
     def _number(self, other_than: int = 0) -> int:
         """The number of the domain with this name, from xenstore: `xl domid` costs a third of a second here."""
@@ -173,8 +176,7 @@ class Guest:
     def attached_again(self) -> None:
         """The guest goes on in a new domain, with a new console."""
         self.close()
-        self.domid = self._number()
-        check(self.domid, f"there is no domain {self.name}")
+        self._find()
         self._open_console()
         self.sh("true")
 
@@ -236,9 +238,12 @@ class Guest:
             vdev = result.output.split()[-1]
             raise Failure(f"{vdev} does not appear in {self.name}; its backend: {self.env.store.values(self.backend(vdev))}")
 
-    def wait_size(self, vdev: str, sectors: int) -> None:
-        """Waits in the guest until a disk has this many sectors."""
-        self.sh(f"n=0; until [ $(cat /sys/class/block/{vdev}/size) -eq {sectors} ]; do n=$((n+1)); [ $n -lt 500 ] || exit 1; usleep 20000; done")
+    def wait_size(self, vdev: str, sectors: int) -> float:
+        """Waits in the guest until a disk has this many sectors; how many seconds that took there."""
+        took = self.sh(f"t=$(cut -d' ' -f1 /proc/uptime); n=0; until [ $(cat /sys/class/block/{vdev}/size) -eq {sectors} ]; do n=$((n+1)); "
+                       "[ $n -lt 500 ] || exit 1; usleep 20000; done; echo $t $(cut -d' ' -f1 /proc/uptime)")
+        start, end = map(float, took.split())
+        return end - start
 
     def detach(self, vdev: str) -> None:
         """xl block-detach without force: fails when the guest does not let go or the backend does not finish."""

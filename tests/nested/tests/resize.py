@@ -14,10 +14,7 @@ SMALL, LARGE = 16, 48  # MiB
 
 def seen(guest: Guest, vdev: str, megabytes: int) -> None:
     """The guest has to see the size by itself; the test gives a slow machine more than the second it should take."""
-    took = guest.sh(f"t=$(cut -d' ' -f1 /proc/uptime); n=0; until [ $(cat /sys/class/block/{vdev}/size) -eq {megabytes << 11} ]; do n=$((n+1)); "
-                    "[ $n -lt 500 ] || exit 1; usleep 20000; done; echo $t $(cut -d' ' -f1 /proc/uptime)")
-    start, end = map(float, took.split())
-    log(f"{guest.name} sees {megabytes} MiB on {vdev} after {end - start:.2f} s")
+    log(f"{guest.name} sees {megabytes} MiB on {vdev} after {guest.wait_size(vdev, megabytes << 11):.2f} s")
 
 
 def run(env: Env) -> None:

@@ -6,7 +6,7 @@
 //! queueing a work item, and an administrator sees what each disk costs dom0, and can limit it. All
 //! that the worker does, it does for several requests at a time: it takes some from the ring, maps
 //! their grants together, submits them under one plug, and later unmaps what is done together, and
-//! answers with one event.
+//! answers with one event. When it tells a busy frontend of answers is up to [`Moderation`].
 //!
 //! Owns the ring's memory, the pages for grants and the requests in flight.
 //!
@@ -16,9 +16,11 @@
 #![forbid(unsafe_code)]
 
 use blkif::{
+    moderation::Hold,
     Abi,
     BackRing,
     Disk,
+    Moderation,
     RawSlot,
     RingError, //
 };
@@ -148,6 +150,7 @@ struct State {
     /// None until the ring is started.
     irq: Option<evtchn::Irq>,
     back: BackRing,
+    moderation: Moderation,
     /// What the frontend has been told; of the size, what it is now.
     disk: Disk,
     grants: Grants,
@@ -190,6 +193,7 @@ impl Ring {
             memory: Some(memory),
             irq: None,
             back,
+            moderation: Moderation::new(),
             disk,
             grants: Grants::new(domid, persistent, &name, stats.log.clone())?,
             giving_back: false,
@@ -321,11 +325,13 @@ impl Ring {
         let state = self.state.lock();
         writeln!(
             f,
-            "ring {}: {} slots, {} in flight, {} persistent grants mapped{}{}{}",
+            "ring {}: {} slots, {} in flight, {} persistent grants mapped, answers held for up to {} \
+             requests{}{}{}",
             self.number,
             state.back.entries(),
             state.back.outstanding(),
             state.grants.persistent(),
+            state.moderation.target(),
             if state.starved.is_some() {
                 ", waits for memory"
             } else {
@@ -367,17 +373,18 @@ impl Ring {
         }
     }
 
-    /// The worker.
-    fn serve(self: &Arc<Self>) {
+    /// The worker. After how many nanoseconds it has to look again, whether woken or not.
+    fn serve(self: &Arc<Self>) -> Option<u64> {
         let mut state = self.state.lock();
         if state.irq.is_none() && !self.stopping.load(Relaxed) {
             // An event before the start, which will acknowledge it.
-            return;
+            return None;
         }
         self.busy.store(true, Relaxed);
         let event = self.event.xchg(false, Full);
         let mut spurious = true;
         let mut look_at_held = !state.held.is_empty();
+        let mut hold;
         loop {
             let mut answered = self.answer(&mut state, look_at_held);
             look_at_held = false;
@@ -393,8 +400,9 @@ impl Ring {
                     continue;
                 }
             }
-            // Ask for an event, and look once more.
-            if self.more_requests(&mut state) {
+            // Tell what has not been told, ask for an event, and look once more.
+            hold = self.tell(&mut state);
+            if self.more_requests(&mut state, hold) {
                 continue;
             }
             // Fully ordered against the load, as is the addition to the list in `completed`.
@@ -423,6 +431,7 @@ impl Ring {
         if self.stopping.load(Relaxed) && state.back.outstanding() == 0 {
             self.drained.complete_all();
         }
+        hold.map(|hold| hold.nanoseconds)
     }
 
     /// Is there something to do, as far as is known without asking for an event?
@@ -477,8 +486,8 @@ impl Ring {
     fn answer(&self, state: &mut State, look_at_held: bool) -> bool {
         let State {
             memory: Some(memory),
-            irq,
             back,
+            moderation,
             grants,
             spares,
             held,
@@ -499,12 +508,15 @@ impl Ring {
             return false;
         }
         let mut barrier = false;
+        // Whoever has sent something else than a read or a write waits for it.
+        let mut urgent = false;
         let now = clock::nanoseconds();
         grants.unmap(&mut done, held, |finished| {
             let Pending {
                 action, way, taken, ..
             } = finished.data;
             barrier |= action == Action::Barrier;
+            urgent |= !matches!(action, Action::Read | Action::Write);
             counts.request(action, way, finished.bytes, finished.result.is_err());
             let took = now.saturating_sub(taken);
             self.stats.latency.add(action, took);
@@ -512,38 +524,86 @@ impl Ring {
             back.put_response(memory, finished.data.response(self, finished.result));
             spares.put(finished.memory);
         });
-        if back.publish(memory) {
-            if let Some(irq) = irq {
-                irq.notify();
-            }
-        }
         counts.pages(grants.take_ways());
-        self.stats.add(counts);
+        // Requests that have come meanwhile are open, too. A broken ring is found when one is taken.
+        let _ = back.has_requests(memory);
+        if urgent
+            || !params::moderate_events()
+            || moderation.is_enough(back.open(), back.unpublished())
+        {
+            self.publish(state);
+        }
+        self.stats.add(&mut state.counts);
         if barrier {
             self.gate.open();
         }
         true
     }
 
-    /// Asks the frontend for an event at its next request. Whether there is one already.
-    fn more_requests(&self, state: &mut State) -> bool {
+    /// Tells the frontend of all answers.
+    fn publish(&self, state: &mut State) {
         let State {
             memory: Some(memory),
-            irq: Some(_),
+            irq: Some(irq),
             back,
-            broken: false,
-            starved: None,
-            barrier: None,
+            moderation,
+            counts,
+            ..
+        } = state
+        else {
+            return;
+        };
+        moderation.published(back.unpublished(), back.open());
+        if back.publish(memory) {
+            irq.notify();
+            counts.events = counts.events.wrapping_add(1);
+        }
+    }
+
+    /// Before the worker sleeps: tells the frontend of answers, unless that can wait.
+    fn tell(&self, state: &mut State) -> Option<Hold> {
+        let answers = state.back.unpublished();
+        let memory = state.memory.as_ref().filter(|_| answers > 0)?;
+        // A frontend that has not got around to the answers before finds these without an event.
+        if state.back.wants_event(memory) && self.listens(state) && params::moderate_events() {
+            let now = clock::nanoseconds();
+            let hold = state.moderation.hold(state.back.open(), answers, now);
+            if hold.is_some() {
+                return hold;
+            }
+        }
+        self.publish(state);
+        self.stats.add(&mut state.counts);
+        None
+    }
+
+    /// Could a request be taken, if there were one?
+    fn listens(&self, state: &State) -> bool {
+        !state.broken
+            && state.starved.is_none()
+            && state.barrier.is_none()
+            && state.irq.is_some()
+            && !self.stopping.load(Relaxed)
+            && !self.gate.is_closed()
+    }
+
+    /// Asks the frontend for an event at its next request, or at a later one. Whether there is one
+    /// already.
+    fn more_requests(&self, state: &mut State, hold: Option<Hold>) -> bool {
+        if !self.listens(state) {
+            return false;
+        }
+        let State {
+            memory: Some(memory),
+            back,
             ..
         } = state
         else {
             return false;
         };
-        if self.stopping.load(Relaxed) || self.gate.is_closed() {
-            return false;
-        }
         // A broken ring is found, and reported, by the next attempt to take a request from it.
-        back.final_check(memory).unwrap_or(true)
+        back.final_check(memory, hold.map_or(1, |hold| hold.requests))
+            .unwrap_or(true)
     }
 }
 
@@ -552,8 +612,8 @@ impl Worker for Ring {
         &self.wanted
     }
 
-    fn work(this: &Arc<Ring>) {
-        this.serve();
+    fn work(this: &Arc<Ring>) -> Option<u64> {
+        this.serve()
     }
 }
 

@@ -111,6 +111,8 @@ counters! {
     mapped: c"pages_mapped",
     copied: c"pages_copied",
     persistent: c"pages_persistent",
+    /// Events that told the frontend of answers.
+    events: c"events_sent",
 }
 
 /// Counters of a histogram. Counter n is for times below 2^n microseconds that are not in the one

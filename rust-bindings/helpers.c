@@ -10,6 +10,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/fs_struct.h>
+#include <linux/hrtimer.h>
 #include <linux/irqreturn.h>
 #include <linux/llist.h>
 #include <linux/mm.h>
@@ -48,6 +49,14 @@ __rust_helper void rust_helper_set_current_state_idle(void)
 __rust_helper void rust_helper_set_current_state_running(void)
 {
 	__set_current_state(TASK_RUNNING);
+}
+
+/* Not in C: schedule(), for at most so long; whether the time has passed. */
+__rust_helper bool rust_helper_schedule_for(u64 nanoseconds)
+{
+	ktime_t time = ns_to_ktime(nanoseconds);
+
+	return !schedule_hrtimeout_range(&time, nanoseconds >> 3, HRTIMER_MODE_REL);
 }
 
 __rust_helper void rust_helper_cond_resched(void)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Parameters of the module, with the names, meanings and defaults of xen-blkback's (but for
- * keep_script, which that does not have). They are here because the kernel's Rust parameters do
+ * the last two, which that does not have). They are here because the kernel's Rust parameters do
  * not appear in sysfs.
  */
 #include <linux/moduleparam.h>
@@ -35,6 +35,11 @@ module_param_named(persistent_grant_unused_seconds,
 		   xbr_persistent_grant_unused_seconds, uint, 0644);
 MODULE_PARM_DESC(persistent_grant_unused_seconds,
 		 "Time in seconds after which an unused persistent grant is returned; 0 means never");
+
+bool xbr_moderate_events = true;
+module_param_named(moderate_events, xbr_moderate_events, bool, 0644);
+MODULE_PARM_DESC(moderate_events,
+		 "Hold answers back for a moment while a busy frontend has other requests to work on");
 
 bool xbr_keep_script;
 module_param_named(keep_script, xbr_keep_script, bool, 0644);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's parameters: names, meanings and defaults of xen-blkback's, and one more.
+//! The module's parameters: names, meanings and defaults of xen-blkback's, and two more.
 //!
 //! They are declared in `params.c`, appear in `/sys/module/xen_blkback_rs/parameters/`, and can be
 //! changed there while they are read here.
@@ -61,6 +61,13 @@ pub fn persistent_grant_unused() -> Option<Jiffies> {
         0 => None,
         seconds => Some(msecs_to_jiffies(seconds.min(86_400).wrapping_mul(1000))),
     }
+}
+
+/// Is a busy frontend told of several answers at a time (`moderate_events`)?
+#[inline]
+pub fn moderate_events() -> bool {
+    // SAFETY: A static of the module, read once.
+    unsafe { (&raw const raw::xbr_moderate_events).read_volatile() }
 }
 
 /// Is the stock script to make a loop device of a file, as a handle of it (`keep_script`)?

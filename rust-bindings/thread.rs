@@ -39,8 +39,9 @@ pub trait Worker: Send + Sync + 'static {
     /// The flag by which the thread is woken.
     fn wanted(&self) -> &Wanted;
 
-    /// Does what there is to do. Runs in the thread, with every allocation `GFP_NOIO`; may sleep.
-    fn work(this: &Arc<Self>);
+    /// Does what there is to do, and returns after how many nanoseconds, if not woken before, it wants
+    /// to be called again. Runs in the thread, with every allocation `GFP_NOIO`; may sleep.
+    fn work(this: &Arc<Self>) -> Option<u64>;
 }
 
 /// Whether a thread's work is wanted.
@@ -157,15 +158,17 @@ impl<T: Worker> Thread<T> {
         // SAFETY: `Self::new` left the reference to us.
         let worker = unsafe { Arc::<T>::from_foreign(worker.cast()) };
         mem::with_noio(|| {
-            while Self::wait(worker.wanted()) {
-                T::work(&worker);
+            let mut patience = None;
+            while Self::wait(worker.wanted(), patience) {
+                patience = T::work(&worker);
             }
         });
         0
     }
 
-    /// Sleeps until there is something to do. Whether there is; if not, the thread is to end.
-    fn wait(wanted: &Wanted) -> bool {
+    /// Sleeps until there is something to do, or for so many nanoseconds. Whether there is; if not, the
+    /// thread is to end.
+    fn wait(wanted: &Wanted, patience: Option<u64>) -> bool {
         loop {
             // SAFETY: The thread is in no list of waiters; whoever wakes it sets the flag before.
             unsafe { raw::set_current_state_idle() };
@@ -176,8 +179,16 @@ impl<T: Worker> Thread<T> {
                 unsafe { raw::set_current_state_running() };
                 return work;
             }
-            // SAFETY: The thread holds no lock, and may sleep.
-            unsafe { raw::schedule() };
+            match patience {
+                // SAFETY: The thread holds no lock, and may sleep.
+                None => unsafe { raw::schedule() },
+                Some(nanoseconds) => {
+                    // SAFETY: As above. Afterwards the thread is ready to run.
+                    if unsafe { raw::schedule_for(nanoseconds) } {
+                        return true;
+                    }
+                }
+            }
         }
     }
 }

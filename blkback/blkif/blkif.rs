@@ -147,7 +147,7 @@
 //!             ring.put_response(shared, response);
 //!         }
 //!         notify |= ring.publish(shared);
-//!         if !ring.final_check(shared)? {
+//!         if !ring.final_check(shared, 1)? {
 //!             return Ok(notify);
 //!         }
 //!     }
@@ -159,6 +159,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod moderation;
 pub mod persistent;
 pub mod request;
 pub mod response;
@@ -170,6 +171,7 @@ pub use crate::{
         Abi,
         UnknownProtocol, //
     },
+    moderation::Moderation,
     request::{
         parse,
         Direction,

@@ -228,6 +228,17 @@ impl BackRing {
         self.req_cons.wrapping_sub(self.rsp_prod_pvt)
     }
 
+    /// Returns the number of responses that have been written and not been published yet.
+    pub const fn unpublished(&self) -> u32 {
+        self.rsp_prod_pvt.wrapping_sub(self.rsp_prod)
+    }
+
+    /// Returns the number of requests, as far as they are known, for which no response has been
+    /// published.
+    pub const fn open(&self) -> u32 {
+        self.req_prod.wrapping_sub(self.rsp_prod)
+    }
+
     /// Takes the next request, if there is one: copies its slot, once, into private memory.
     ///
     /// `req_prod` is looked at only when the requests known so far have been taken.
@@ -268,16 +279,16 @@ impl BackRing {
     /// (`RING_FINAL_CHECK_FOR_REQUESTS`).
     ///
     /// If the result is false, no request is waiting, and the frontend sends an event with the
-    /// next one. If it is true, the backend goes on with [`BackRing::next_request`].
+    /// `nth` one from now, at least 1. If it is true, the backend goes on with [`BackRing::next_request`].
     ///
     /// # Errors
     ///
     /// As [`BackRing::next_request`].
-    pub fn final_check(&mut self, shared: &impl SharedRing) -> Result<bool, RingError> {
+    pub fn final_check(&mut self, shared: &impl SharedRing, nth: u32) -> Result<bool, RingError> {
         if self.has_requests(shared)? {
             return Ok(true);
         }
-        shared.set_req_event(self.req_cons.wrapping_add(1));
+        shared.set_req_event(self.req_cons.wrapping_add(nth.max(1)));
         shared.full_barrier();
         self.has_requests(shared)
     }
@@ -317,6 +328,12 @@ impl BackRing {
         shared.full_barrier();
         // True if `rsp_event` is among the indices `old + 1 ..= new`.
         new.wrapping_sub(shared.rsp_event()) < published
+    }
+
+    /// Returns whether the frontend, as it looks now, will want an event when responses are published.
+    #[inline]
+    pub fn wants_event(&self, shared: &impl SharedRing) -> bool {
+        self.rsp_prod_pvt.wrapping_sub(shared.rsp_event()) < self.unpublished()
     }
 
     /// Loads the frontend's `req_prod` and keeps it if it is possible.

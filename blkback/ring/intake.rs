@@ -76,8 +76,9 @@ impl Ring {
         let closed = self.gate.is_closed();
         let State {
             memory: Some(memory),
-            irq: Some(irq),
+            irq: Some(_),
             back,
+            moderation,
             disk,
             grants,
             spares,
@@ -193,16 +194,15 @@ impl Ring {
                 }
             })
         };
+        moderation.taken(taken, now);
         match count {
             0 => {}
             1 => submit(),
             _ => bdev::plugged(submit),
         }
         if rejected {
-            self.stats.add(counts);
-            if back.publish(memory) {
-                irq.notify();
-            }
+            self.publish(state);
+            self.stats.add(&mut state.counts);
         }
         taken > 0
     }

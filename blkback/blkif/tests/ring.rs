@@ -167,7 +167,7 @@ fn bogus_producer() {
             let error = overflow(at(bogus), at(1), 32);
             assert_eq!(next(&mut ring, &memory).unwrap_err(), error);
             assert_eq!(ring.has_requests(&memory), Err(error));
-            assert_eq!(ring.final_check(&memory), Err(error));
+            assert_eq!(ring.final_check(&memory, 1), Err(error));
             assert_eq!(ring.outstanding(), 2);
         }
         assert_eq!(memory.get(REQ_EVENT_OFFSET), at(1), "nothing to wait for");
@@ -299,14 +299,46 @@ fn final_check_asks_for_an_event() {
         let mut ring = BackRing::attach(&memory, Abi::Native, 4096).unwrap();
         memory.set(REQ_EVENT_OFFSET, 0x5555_5555);
         memory.set(REQ_PROD_OFFSET, start.wrapping_add(2));
-        assert_eq!(ring.final_check(&memory), Ok(true));
+        assert_eq!(ring.final_check(&memory, 1), Ok(true));
         next(&mut ring, &memory).unwrap().unwrap();
-        assert_eq!(ring.final_check(&memory), Ok(true));
+        assert_eq!(ring.final_check(&memory, 1), Ok(true));
         assert_eq!(memory.get(REQ_EVENT_OFFSET), 0x5555_5555, "not asleep yet");
         next(&mut ring, &memory).unwrap().unwrap();
-        assert_eq!(ring.final_check(&memory), Ok(false));
+        assert_eq!(ring.final_check(&memory, 1), Ok(false));
         assert_eq!(memory.get(REQ_EVENT_OFFSET), start.wrapping_add(3));
         assert_eq!(memory.barriers.get(), 1);
+    }
+}
+
+#[test]
+fn final_check_asks_for_a_later_event() {
+    for start in STARTS {
+        let memory = Memory::new(4096, start);
+        let mut ring = BackRing::attach(&memory, Abi::Native, 4096).unwrap();
+        for (nth, then) in [(5, 5), (1, 1), (0, 1)] {
+            assert_eq!(ring.final_check(&memory, nth), Ok(false));
+            assert_eq!(memory.get(REQ_EVENT_OFFSET), start.wrapping_add(then));
+        }
+    }
+}
+
+#[test]
+fn unpublished_responses_are_of_open_requests() {
+    for start in STARTS {
+        let memory = Memory::new(4096, start);
+        let mut ring = BackRing::attach(&memory, Abi::Native, 4096).unwrap();
+        memory.set(REQ_PROD_OFFSET, start.wrapping_add(3));
+        memory.set(RSP_EVENT_OFFSET, start.wrapping_add(2));
+        for answered in 1..=2 {
+            assert!(!ring.wants_event(&memory));
+            next(&mut ring, &memory).unwrap().unwrap();
+            assert!(ring.put_response(&memory, ok(u64::from(answered))));
+            assert_eq!((ring.unpublished(), ring.open()), (answered, 3));
+        }
+        assert!(ring.wants_event(&memory));
+        assert!(ring.publish(&memory));
+        assert!(!ring.wants_event(&memory));
+        assert_eq!((ring.unpublished(), ring.open()), (0, 1));
     }
 }
 
@@ -427,7 +459,7 @@ impl Model<'_> {
                 self.published.append(&mut self.answered);
             }
             Step::FinalCheck => {
-                let more = self.ring.final_check(self.memory).unwrap();
+                let more = self.ring.final_check(self.memory, 1).unwrap();
                 assert_eq!(more, !self.pushed.is_empty());
                 if !more {
                     let waiting = self.written.len() as u32;
@@ -528,7 +560,7 @@ proptest! {
             prop_assert_eq!(ring.outstanding(), taken - answered);
             prop_assert!(ring.outstanding() <= 32);
             let _ = ring.publish(&memory);
-            let _ = ring.final_check(&memory);
+            let _ = ring.final_check(&memory, 1);
         }
     }
 }

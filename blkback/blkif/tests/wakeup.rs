@@ -375,7 +375,7 @@ fn run(
         if ring.publish(&shared) {
             send_event();
         }
-        if ring.final_check(&shared).unwrap() {
+        if ring.final_check(&shared, 1).unwrap() {
             continue;
         }
 

@@ -13,7 +13,7 @@ ESTIMATE = 30
 NAMES = ("oo_req", "rd_req", "wr_req", "f_req", "ds_req", "rd_sect", "wr_sect")
 ERRORS = ("rd_err", "wr_err", "f_err", "ds_err", "refused")
 WAYS = ("pages_mapped", "pages_copied", "pages_persistent")
-OURS = (*ERRORS, *WAYS, "buffered_req")
+OURS = (*ERRORS, *WAYS, "buffered_req", "events_sent")
 DEBUGFS = "/sys/kernel/debug/xen-blkback-rs"
 
 
@@ -61,6 +61,8 @@ def run(env: Env) -> None:
         in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51712", [f"file {image} on ext4", "I/O: direct", "in flight", "mode: w\n"], after)
         in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51728", [f"block device {major}:{minor}", "mode: r\n"], numbers("xvdb"))
         traced(guest)
+        # One request at a time: each answer is told at once.
+        check(80 <= used["events_sent"] <= 80 + used["f_req"] + used["ds_req"], f"events for one request at a time in {used}")
     guest.shutdown()
     if env.backend == "rs":
         equal(os.listdir(DEBUGFS), [], "what is left in debugfs")

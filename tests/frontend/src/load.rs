@@ -22,6 +22,9 @@ use crate::wire::{
     self, Common, Segment, MAX_INDIRECT_PAGES, SEGMENTS_PER_INDIRECT_PAGE, SEGMENT_SIZE,
 };
 
+/// More failed requests than this say nothing new.
+const FAILED_AT_MOST: usize = 64;
+
 /// What all threads go by.
 #[derive(Clone, Copy)]
 struct Plan {
@@ -46,6 +49,8 @@ struct Measured {
     latency: Histogram,
     reads: u64,
     errors: u64,
+    /// First sectors of requests that failed, up to `FAILED_AT_MOST`.
+    failed: Vec<u64>,
     /// Events that came and that were sent.
     events: u64,
     notifications: u64,
@@ -58,6 +63,7 @@ struct Template {
     descriptors: Vec<u32>,
     since: Instant,
     read: bool,
+    sector: u64,
 }
 
 /// Loads the disk; returns whether all requests were done, and the report.
@@ -214,6 +220,7 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
             sector: place * plan.sectors,
             handle: 0,
         };
+        template.sector = common.sector;
         ring.put(&template.request(abi, common));
         template.since = Instant::now();
     };
@@ -241,6 +248,9 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
             measured.reads += u64::from(template.read);
             if response.status != Status::Okay as i16 {
                 measured.errors += 1;
+                if measured.failed.len() < FAILED_AT_MOST {
+                    measured.failed.push(template.sector);
+                }
             }
             if running {
                 send(ring, response.id as usize, templates);
@@ -290,6 +300,7 @@ fn template(
         descriptors: grefs,
         since: Instant::now(),
         read: true,
+        sector: 0,
     }
 }
 
@@ -310,6 +321,7 @@ impl Measured {
         self.latency.merge(&other.latency);
         self.reads += other.reads;
         self.errors += other.errors;
+        self.failed.extend(&other.failed);
         self.events += other.events;
         self.notifications += other.notifications;
     }
@@ -355,6 +367,7 @@ fn report(arguments: &Arguments, options: &Load, total: &Measured, seconds: f64)
         operation_name(OP_READ): total.reads,
         operation_name(OP_WRITE): requests - total.reads,
         "errors": total.errors,
+        "failed_sectors": total.failed,
         "requests_per_second": rate,
         "mib_per_second": mebibytes,
         "latency_us": { "mean": total.latency.mean() / 1000.0, "max": microseconds(total.latency.max()), "percentiles": latency },

@@ -89,6 +89,8 @@ struct Verifier {
     lanes: Vec<Lane>,
     version: u32,
     serial: u64,
+    /// Operation of the last read or write, and where it ended.
+    last: Option<(u8, u64)>,
     /// Requests done, by operation, and sectors moved.
     done: [u64; 8],
     sectors_read: u64,
@@ -213,6 +215,7 @@ impl Verifier {
             lanes,
             version: 0,
             serial: 0,
+            last: None,
             done: [0; 8],
             sectors_read: 0,
             sectors_checked: 0,
@@ -312,7 +315,10 @@ impl Verifier {
             discard,
             ..
         } = self.device.properties;
+        // Many go on where the one before ended: a backend may do these together.
+        let mut next = self.last.filter(|_| self.rng.chance(50));
         let operation = match self.rng.below(100) {
+            _ if next.is_some() => next.map_or(OP_READ, |(operation, _)| operation),
             0..=2 if flush && !readonly => {
                 return Some(self.job(OP_FLUSH_DISKCACHE, 0, 0, Vec::new()))
             }
@@ -342,7 +348,10 @@ impl Verifier {
             let Some(last) = (self.model.len() as u64).checked_sub(sectors) else {
                 continue;
             };
-            let sector = self.rng.below(last / self.block + 1) * self.block;
+            let sector = match next.take() {
+                Some((_, sector)) if sector <= last => sector,
+                _ => self.rng.below(last / self.block + 1) * self.block,
+            };
             let range = &self.model[sector as usize..(sector + sectors) as usize];
             let busy = |users: u16| {
                 if operation == OP_READ {
@@ -390,6 +399,9 @@ impl Verifier {
     fn start(&mut self, lane: usize, slot: usize, mut job: Job) -> Result<()> {
         self.serial += 1;
         job.id = (self.serial << 16) | slot as u64;
+        if matches!(job.operation, OP_READ | OP_WRITE) {
+            self.last = Some((job.operation, job.sector + job.sectors));
+        }
         let Lane {
             pages,
             descriptors,

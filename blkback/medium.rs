@@ -4,7 +4,8 @@
 //!
 //! A block device gets bios. A file gets asynchronous direct I/O that is asked not to wait; what
 //! would have to wait, and what direct I/O cannot do, goes to the workqueue for blocking requests, so
-//! that it does not hold up the ring.
+//! that it does not hold up the ring. Requests that follow one another in a file become one I/O there:
+//! a guest cuts what is large into pieces, and file systems do something for each.
 
 #![forbid(unsafe_code)]
 
@@ -182,7 +183,16 @@ impl Medium {
 
     /// Submits a request from a ring's worker: what would wait for storage goes to `blocking`. Task
     /// context. `disk` is for log lines.
-    pub(crate) fn submit(&self, mut io: Mapped<Pending>, blocking: &OwnedQueue, disk: &CStr) {
+    ///
+    /// If others come next the request may be left in `waiting` instead, for them to be joined to it;
+    /// [`Medium::finish`] submits the last one.
+    pub(crate) fn submit(
+        &self,
+        mut io: Mapped<Pending>,
+        waiting: Option<&mut Option<Mapped<Pending>>>,
+        blocking: &OwnedQueue,
+        disk: &CStr,
+    ) {
         let (action, sector) = (io.data().action, io.data().sector);
         match self {
             Self::Block(device) => match action {
@@ -202,13 +212,20 @@ impl Medium {
                     (Action::Write, Way::Direct) => !medium.nowait || medium.file.is_frozen(),
                     (Action::Read, Way::Direct) => !medium.nowait,
                 };
-                if wait {
-                    io.defer(blocking);
-                } else {
-                    medium.transfer(io, true);
+                match waiting {
+                    _ if wait => io.defer(blocking),
+                    None => medium.transfer(io, true),
+                    Some(waiting) => medium.gather(io, waiting),
                 }
             }
             Self::Empty => io.done(Err(EIO)),
+        }
+    }
+
+    /// Submits what [`Medium::submit`] has left waiting. Task context.
+    pub(crate) fn finish(&self, waiting: Option<Mapped<Pending>>) {
+        if let (Self::File(medium), Some(io)) = (self, waiting) {
+            medium.transfer(io, true);
         }
     }
 
@@ -362,13 +379,44 @@ impl FileMedium {
         io.data().sector.wrapping_mul(u64::from(SECTOR_SIZE))
     }
 
+    /// Where in the file the data of a request, and of those joined to it, end.
+    fn end(io: &Mapped<Pending>) -> u64 {
+        Self::position(io).saturating_add(u64::from(io.joined_bytes()))
+    }
+
+    /// Joins a request to the one that waits, or submits that and lets this one wait. Both are to be read
+    /// or written directly, without waiting for the storage. Task context.
+    fn gather(&self, mut io: Mapped<Pending>, waiting: &mut Option<Mapped<Pending>>) {
+        if let Some(mut first) = waiting.take() {
+            if Self::end(&first) == Self::position(&io) {
+                match first.join(io) {
+                    Ok(()) => {
+                        *waiting = Some(first);
+                        return;
+                    }
+                    Err(back) => io = back,
+                }
+            }
+            self.transfer(first, true);
+        }
+        *waiting = Some(io);
+    }
+
     /// Reads or writes. Task context; may sleep unless `nowait`.
-    fn transfer(&self, io: Mapped<Pending>, nowait: bool) {
+    fn transfer(&self, mut io: Mapped<Pending>, nowait: bool) {
         let position = Self::position(&io);
-        let end = position.saturating_add(u64::from(io.bytes()));
         // A file that has been truncated must not grow again by what a guest writes.
-        if end > self.file.size() {
-            return io.done(Err(EIO));
+        if Self::end(&io) > self.file.size() {
+            let mut rest = io.part();
+            if rest.is_empty() {
+                return io.done(Err(EIO));
+            }
+            // Some of them may lie before its end.
+            self.transfer(io, nowait);
+            while let Some(io) = rest.pop() {
+                self.transfer(io, nowait);
+            }
+            return;
         }
         let mode = Mode {
             direct: io.data().way == Way::Direct,

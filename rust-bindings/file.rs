@@ -8,6 +8,9 @@
 //! A read or write is a kiocb with an iterator over the request's vectors, handed to the file's own
 //! `read_iter` or `write_iter`. It has two references, one for the submission and one for the
 //! completion, because the completion can run while the file system still looks at the iterator.
+//!
+//! Requests that are joined are one read or write, for which the memory of the first one is used. If it
+//! ends well all are done; else each is tried by itself, so that each gets the result of its own.
 
 use core::ptr::NonNull;
 use kernel::{
@@ -276,12 +279,14 @@ impl File {
         })
     }
 
-    /// Submits a read or write of what the request has not transferred yet; `position` is that of
-    /// its first byte in the file. Task context; may sleep, with `mode.nowait` only briefly.
+    /// Submits a read or write of what the request, with those joined to it, has not transferred yet;
+    /// `position` is that of its first byte in the file. Task context; may sleep, with `mode.nowait` only
+    /// briefly.
     pub fn submit<T: Owner>(&self, io: Mapped<T>, position: u64, mode: Mode) {
         let ptr = KBox::into_raw(io.0);
         // SAFETY: The request is ours until its last reference is dropped. The vectors are
-        // initialised up to `count`, and stay in place with the pages until the I/O is done.
+        // initialised up to `joined_count`, and stay in place with the pages until the I/O is done; so
+        // do the pages of requests joined to it, which it owns.
         let ret = unsafe {
             let op = (*ptr).target.get().cast::<FileOp>();
             let direction = (*ptr).direction();
@@ -308,10 +313,12 @@ impl File {
                     Direction::Write => raw::ITER_SOURCE,
                 },
                 (*ptr).vecs_ptr(),
-                (*ptr).count() as usize,
-                (*ptr).bytes as usize,
+                (*ptr).joined_count() as usize,
+                (*ptr).joined_bytes() as usize,
             );
-            raw::iov_iter_advance(iter, (*ptr).progress as usize);
+            if (*ptr).progress != 0 {
+                raw::iov_iter_advance(iter, (*ptr).progress as usize);
+            }
             (*ptr).refs.store(2, Relaxed);
             match direction {
                 Direction::Read => raw::vfs_iocb_iter_read(self.as_ptr(), iocb, iter),
@@ -376,6 +383,10 @@ impl File {
             (KBox::from_raw(ptr), (*op).mode)
         };
         let ret = *inner.result.get_mut();
+        if inner.is_joined() {
+            // INVARIANT: Nothing has been unmapped since it was one.
+            return Self::end_joined(Mapped(inner), ret, mode);
+        }
         let rest = inner.bytes.saturating_sub(inner.progress);
         let done = |inner, result| T::complete(Done::with(inner, result));
         // INVARIANT (of `Mapped`, below): Nothing has been unmapped since it was one.
@@ -397,6 +408,28 @@ impl File {
                     done(inner, Err(err));
                 }
             }
+        }
+    }
+
+    /// Finishes requests that are joined and whose transfer ended with `ret`. Any context.
+    fn end_joined<T: Owner>(mut io: Mapped<T>, ret: i32, mode: Mode) {
+        if ret == EAGAIN.to_errno() && mode.nowait {
+            // Waiting, too, is cheaper together.
+            return T::retry(io, Retry::WouldBlock);
+        }
+        let whole = u32::try_from(ret).is_ok_and(|len| len >= io.joined_bytes());
+        let mut rest = io.part();
+        let end = |io: Mapped<T>| {
+            if whole {
+                io.done(Ok(()));
+            } else {
+                // Which of them it is that does not work is found by trying.
+                T::retry(io, Retry::Parted);
+            }
+        };
+        end(io);
+        while let Some(io) = rest.pop() {
+            end(io);
         }
     }
 }

@@ -17,6 +17,9 @@
 //!
 //! Each arrow consumes the value that it starts from. The driver's data, which stand for the
 //! obligation to answer the guest, come in at the start and are given back once, at the end.
+//!
+//! Requests whose data follow one another in a file can be joined ([`Mapped::join`]): the first one
+//! owns the others, and is submitted, deferred and given back for all. They part before they are done.
 
 use core::{
     cell::UnsafeCell,
@@ -40,6 +43,7 @@ use crate::{
         Grants,
         Slot, //
     },
+    list::List,
     raw,
     work::OwnedQueue, //
 };
@@ -76,6 +80,8 @@ pub enum Retry {
     Partial,
     /// The file system does not do direct I/O of this kind.
     NotDirect,
+    /// It was joined with others, and not all that they wanted has been transferred.
+    Parted,
 }
 
 /// How parts of a medium can be given up.
@@ -116,12 +122,33 @@ struct Segments<const N: usize> {
     vecs: [MaybeUninit<raw::bio_vec>; N],
 }
 
+/// Requests that have been joined to one before them.
+struct Rest<T> {
+    requests: List<Mapped<T>>,
+    /// Number of their vectors.
+    count: u16,
+    /// Length of their data in bytes.
+    bytes: u32,
+}
+
+impl<T> Rest<T> {
+    const fn new() -> Self {
+        Self {
+            requests: List::new(),
+            count: 0,
+            bytes: 0,
+        }
+    }
+}
+
 /// All of a request's memory.
 ///
 /// # Invariants
 ///
 /// The segments are in `large` if there is one, else in `small`; the first `count` elements of both
-/// arrays are initialised.
+/// arrays are initialised. The vectors go on with `rest.count` ones, copies of those of the requests in
+/// `rest`; these go in the same direction, have no rest, and nothing of them or of this one has been
+/// transferred.
 #[repr(C)]
 pub(crate) struct Inner<T> {
     pub(crate) link: UnsafeCell<raw::llist_node>,
@@ -139,12 +166,29 @@ pub(crate) struct Inner<T> {
     pub(crate) progress: u32,
     small: Segments<INLINE_SEGMENTS>,
     large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
+    rest: Rest<T>,
     data: T,
 }
 
 impl<T> Inner<T> {
+    /// Number of its own vectors.
     pub(crate) fn count(&self) -> u32 {
         u32::from(self.count)
+    }
+
+    /// Number of vectors, those of the requests that are joined to it included.
+    pub(crate) fn joined_count(&self) -> u32 {
+        u32::from(self.count).wrapping_add(u32::from(self.rest.count))
+    }
+
+    /// Length of the data in bytes, those of the requests that are joined to it included.
+    pub(crate) fn joined_bytes(&self) -> u32 {
+        self.bytes.wrapping_add(self.rest.bytes)
+    }
+
+    /// Are requests joined to it?
+    pub(crate) fn is_joined(&self) -> bool {
+        !self.rest.requests.is_empty()
     }
 
     pub(crate) fn direction(&self) -> Direction {
@@ -523,6 +567,7 @@ impl<T> Staged<T> {
             (&raw mut (*ptr).bytes).write(0);
             (&raw mut (*ptr).progress).write(0);
             (&raw mut (*ptr).large).write(memory.large);
+            (&raw mut (*ptr).rest).write(Rest::new());
             (&raw mut (*ptr).data).write(data);
         }
         // SAFETY: Initialised just now.
@@ -586,6 +631,47 @@ impl<T: Owner> Mapped<T> {
         self.0.bytes
     }
 
+    /// As [`Mapped::bytes`], with the data of the requests that are joined to it.
+    pub fn joined_bytes(&self) -> u32 {
+        self.0.joined_bytes()
+    }
+
+    /// Joins `next` to the request, whose data must be what follows in the same file. From here on both
+    /// are one, until they part. Not for block devices, where the block layer merges bios. Any context.
+    ///
+    /// # Errors
+    ///
+    /// Gives `next` back if that cannot be done: it goes the other way, some of either has been
+    /// transferred, or the memory of this request has no room for the vectors. There is room for
+    /// [`INLINE_SEGMENTS`], or [`MAX_SEGMENTS`] in a request that has more than the former by itself.
+    pub fn join(&mut self, next: Self) -> core::result::Result<(), Self> {
+        let inner = &mut *self.0;
+        let count = inner.joined_count() as usize;
+        let (_, vecs, room) = inner.segments_mut();
+        let more = next.0.vecs();
+        if room.saturating_sub(count) < more.len()
+            || next.0.direction != inner.direction
+            || next.0.is_joined()
+            || (inner.progress | next.0.progress) != 0
+        {
+            return Err(next);
+        }
+        // SAFETY: There is room for as many elements behind the ones that are there, in other memory.
+        unsafe { core::ptr::copy_nonoverlapping(more.as_ptr(), vecs.add(count), more.len()) };
+        // INVARIANT: Checked and copied above. There are no more than `MAX_SEGMENTS` vectors, each at most a
+        // page long: nothing wraps around.
+        inner.rest.count = inner.rest.count.wrapping_add(next.0.count);
+        inner.rest.bytes = inner.rest.bytes.wrapping_add(next.0.bytes);
+        inner.rest.requests.push(next);
+        Ok(())
+    }
+
+    /// Parts the requests that are joined to this one from it, and returns them in their order. Any
+    /// context.
+    pub fn part(&mut self) -> List<Self> {
+        core::mem::replace(&mut self.0.rest, Rest::new()).requests
+    }
+
     /// Do all pieces of guest memory begin and end on multiples of `align`, a power of two?
     pub fn memory_aligned(&self, align: u32) -> bool {
         let mask = align.wrapping_sub(1);
@@ -595,9 +681,13 @@ impl<T: Owner> Mapped<T> {
             .all(|vec| (vec.bv_offset | vec.bv_len) & mask == 0)
     }
 
-    /// Ends the request without I/O.
-    pub fn done(self, result: Result) {
+    /// Ends the request, and those that are joined to it, without I/O.
+    pub fn done(mut self, result: Result) {
+        let mut rest = self.part();
         T::complete(Done::with(self.0, result));
+        while let Some(io) = rest.pop() {
+            T::complete(Done::with(io.0, result));
+        }
     }
 
     /// Has [`Owner::run`] called in task context, by `queue`. May be called in any context.

@@ -182,17 +182,20 @@ impl Ring {
             }
         }
         let mut submit = || {
+            let mut waiting = None;
             grants.map(&mut staged, |request| match request {
                 Ok(mapped) => {
                     mapped.data().trace_start(self, mapped.bytes());
+                    let waiting = (count > 1).then_some(&mut waiting);
                     self.medium
-                        .submit(mapped, &self.context.blocking, &self.name);
+                        .submit(mapped, waiting, &self.context.blocking, &self.name);
                 }
                 Err(done) => {
                     done.data().trace_start(self, 0);
                     self.completed(done);
                 }
-            })
+            });
+            self.medium.finish(waiting);
         };
         moderation.taken(taken, now);
         match count {

@@ -1,22 +1,33 @@
 """Requests of every kind, right and wrong, get the answers that the protocol demands, on a file, a device, a disk to read.
 
 Each row of the table in tests/frontend/src/conformance/table.rs is one request. Then random requests are put on the
-rings, and what is read is compared with what was written; in every layout of the ring that the backend offers.
+rings, and what is read is compared with what was written; in every layout of the ring that the backend offers. Requests
+that follow one another in a file are done together, and only those fail that touch a block which cannot be accessed.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import re
+import struct
+from pathlib import Path
 
-from lib.basics import Failure, check, equal, log, read
+from lib.basics import Failure, check, equal, log, read, sh
 from lib.env import Env, md5
 from lib.guest import Guest, vdev_number
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 360
-ESTIMATE = 90
+ESTIMATE = 100
 SIZE = 16 << 20
 REQUESTS = 500
+# Sizes of requests in KiB that follow one another, how many, and how many of these are done together.
+IN_A_ROW = ((8, 32, 4), (16, 32, 2), (128, 32, 4), (512, 8, 2))
+TRACING = "/sys/kernel/tracing"
+EVENTS = ("iomap/iomap_dio_rw_begin", "xen_blkback_rs/xen_blkback_rs_start")
+FIBMAP = 1  # as in <linux/fs.h>
 
 
 def run(env: Env) -> None:
@@ -28,7 +39,9 @@ def run(env: Env) -> None:
     disks = {"xvda": env.disk(image, "xvda"), "xvdb": env.disk(env.device(SIZE >> 20), "xvdb")}
     if env.backend != "qdisk":  # qemu 10.0 does not take a file that it may not write
         disks["xvdc"] = env.disk(read_only, "xvdc", access="r")
-    guest = env.guest(*disks.values(), frontend=True)
+    joined = JoinedFile(env) if env.backend == "rs" else None
+    more = [env.disk(joined.path, "xvdd")] if joined else []
+    guest = env.guest(*disks.values(), *more, frontend=True)
     for vdev in disks:
         for abi in ("native", "x86_32"):
             conformance(guest, vdev, f"--abi {abi}")
@@ -53,8 +66,88 @@ def run(env: Env) -> None:
         ways = {way: int(read(f"{statistics}/pages_{way}")) for way in ("mapped", "copied", "persistent")}
         log(f"pages: {ways}")
         check(all(ways.values()), f"not all ways to make a page accessible were used: {ways}")
+    if joined:
+        joined.run(guest)
     guest.shutdown()
     equal(md5(read_only), before, "checksum of the read-only file")
+
+
+class JoinedFile:
+    """A file whose requests are done together where they follow one another, and a block of which can be made bad."""
+
+    def __init__(self, env: Env) -> None:
+        self.device = env.device(64, 1)
+        mount = Path("/mnt/joined")
+        mount.mkdir(exist_ok=True)
+        sh(f"mkfs.ext4 -q -F -b 4096 {self.device}; mount {self.device} {mount}")
+        env.at_end(f"umount {mount}")
+        self.path = mount / "disk"
+        # No holes, and nothing in the page cache.
+        sh(f"dd if=/dev/zero of={self.path} bs=1M count={SIZE >> 20} oflag=direct conv=fsync 2>/dev/null")
+        self.table = sh(f"dmsetup table {self.device}").split()
+
+    def run(self, guest: Guest) -> None:
+        for size, count, together in IN_A_ROW:
+            for reads in (0, 100):
+                failed, ios, _ = self.traced(guest, f"load --sequential --size {size} --requests {count} --depth {count} --reads {reads}")
+                equal(failed, [], "requests that failed")
+                length = together * size << 10
+                equal(sorted(ios), [(n * length, length) for n in range(count // together)], f"I/Os of {count} requests of {size} KiB")
+
+        _, ios, requests = self.traced(guest, f"verify --area 4 --requests {REQUESTS} --indirect 32")
+        several = len(set(ios) - set(requests))
+        log(f"    {len(ios)} I/Os for {len(requests)} requests, {several} of them for several requests")
+        check(several > REQUESTS // 50, f"only {several} I/Os for more than one of {REQUESTS} random requests")
+
+        # The second of the four requests that are done together meets a bad block, in its middle.
+        size, count, bad = 128, 8, 5
+        write = f"load --sequential --size {size} --requests {count} --depth {count} --reads 0"
+        self.traced(guest, write)
+        good = self.pieces(size << 10, count)
+        sh(f"dd if=/dev/zero of={self.path} bs=1M count={SIZE >> 20} oflag=direct conv=notrunc,fsync 2>/dev/null")
+        self.spoil((bad * size + size // 2) << 10)
+        for options in (write, write.replace("--reads 0", "--reads 100")):
+            failed, ios, _ = self.traced(guest, options)
+            equal(failed, [bad * size * 2], f"sectors of requests that failed in {options}")
+            check((4 * size << 10, 4 * size << 10) in ios, f"not done together before they failed: {ios}")
+        self.load_table(" ".join(self.table))
+        found = self.pieces(size << 10, count)
+        equal([number for number in range(count) if found[number] != good[number]], [bad], "requests whose data are not in the file")
+        equal(self.traced(guest, write)[0], [], "requests that failed when the block was good again")
+        equal(self.pieces(size << 10, count), good, "data in the file")
+
+    def traced(self, guest: Guest, options: str) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]:
+        """Runs the frontend. The sectors of requests that failed; offsets and lengths of the file's I/Os and of requests."""
+        switch = "; ".join(f"echo {{0}} >{TRACING}/events/{event}/enable" for event in EVENTS)
+        sh(f"mountpoint -q {TRACING} || mount -t tracefs tracefs {TRACING}; echo >{TRACING}/trace; {switch.format(1)}")
+        done = guest.run(f"blkif-frontend {options} --vdev xvdd --json /tmp/report", 120)
+        sh(switch.format(0))
+        report = json.loads(guest.sh("cat /tmp/report"))
+        failed = sorted(report.get("failed_sectors", []))
+        check(done.code == (1 if failed else 0), f"blkif-frontend {options} ended with {done.code}: {done.output.strip()[-1500:]}")
+        text = sh(f"cat {TRACING}/trace; echo >{TRACING}/trace")
+        ios = re.findall(rf"iomap_dio_rw_begin: .* ino {self.path.stat().st_ino:#x} .* offset (\S+) length (\S+)", text)
+        requests = re.findall(r"xen_blkback_rs_start: .* sector=(\d+) bytes=(\d+)", text)
+        return (failed, [(int(offset, 16), int(length, 16)) for offset, length in ios],
+                [(int(sector) * 512, int(length)) for sector, length in requests])
+
+    def pieces(self, size: int, count: int) -> list[str]:
+        """Checksums of the file's first COUNT pieces of SIZE bytes, from its blocks."""
+        sh(f"dd if={self.path} of=/tmp/pieces bs={size} count={count} iflag=direct 2>/dev/null")
+        data = Path("/tmp/pieces").read_bytes()
+        return [hashlib.md5(data[at:at + size]).hexdigest() for at in range(0, size * count, size)]
+
+    def spoil(self, offset: int) -> None:
+        """Has all I/O on the file's block at OFFSET fail."""
+        with self.path.open("rb") as file:
+            block, = struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", offset >> 12)))
+        start, sectors, _, device, first = self.table
+        bad, end = block * 8, block * 8 + 8
+        self.load_table(f"{start} {bad} linear {device} {first}\n{bad} 8 error\n"
+                        f"{end} {int(sectors) - end} linear {device} {int(first) + end}")
+
+    def load_table(self, table: str) -> None:
+        sh(f"dmsetup suspend {self.device}; echo '{table}' | dmsetup reload {self.device}; dmsetup resume {self.device}")
 
 
 def offered(guest: Guest, vdev: str) -> list[str]:

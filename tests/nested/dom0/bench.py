@@ -164,7 +164,7 @@ class Bench:
 
     def run(self) -> None:
         sh(f"modprobe -a null_blk loop; modprobe brd rd_nr=2 rd_size={(SIZE + 48) << 10}; "
-           f"mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm settle; "
+           f"mkfs.ext4 -q -F -b 4096 -E lazy_itable_init=0,lazy_journal_init=0 /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm settle; "
            f"dd if=/dev/urandom of={FILE} bs=1M count={SIZE} 2>/dev/null; dd if=/dev/urandom of=/dev/ram1 bs=1M count={SIZE + 48} 2>/dev/null; sync")
         self.announce("kernel")
         fio = self.guest("fio")

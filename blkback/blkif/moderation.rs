@@ -159,6 +159,7 @@ impl Moderation {
     }
 
     /// Number of open requests with which the frontend is told of answers; nothing is held if it is below 2.
+    #[inline]
     pub fn target(&self) -> u32 {
         let target = if self.trial {
             self.depth.saturating_mul(2).min(DEEPEST)

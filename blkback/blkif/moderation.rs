@@ -31,6 +31,11 @@ const LONGEST: u64 = 10_000_000;
 /// Answers are held for as long as the missing requests should take, and so many more.
 const SLACK: u32 = 4;
 
+/// So many times the usual interval without a request is a pause, after which nothing is held until so
+/// many requests have come without another.
+const PAUSE: u64 = 16;
+const BUSY: u32 = 8;
+
 /// Least and most requests from one trial to the next.
 const TRIAL_PAUSE: (u32, u32) = (32, 4096);
 
@@ -64,6 +69,8 @@ pub struct Moderation {
     calm: u32,
     /// Mean time from one request to the next, in nanoseconds, at most [`LONGEST`].
     interval: u64,
+    /// Requests since the last pause.
+    busy: u32,
     /// When requests were last taken.
     taken: u64,
     /// When the oldest answer that is held was ready.
@@ -81,6 +88,7 @@ impl Moderation {
             pause: TRIAL_PAUSE.0,
             calm: 0,
             interval: LONGEST,
+            busy: 0,
             taken: 0,
             since: None,
         }
@@ -92,6 +100,17 @@ impl Moderation {
         let passed = now.saturating_sub(self.taken);
         if let Some(each) = passed.checked_div(u64::from(requests)) {
             self.taken = now;
+            if each > self.interval.saturating_mul(PAUSE) {
+                // It had nothing to do, which says little of its rate when it has.
+                self.busy = 0;
+                self.interval = self.interval.saturating_mul(2).clamp(1, LONGEST);
+                return;
+            }
+            self.busy = self.busy.saturating_add(requests);
+            if each < self.interval >> 6 {
+                // What was known is of another time.
+                self.interval >>= 1;
+            }
             // A quarter of the new one, and three of what was known.
             let each = each.min(LONGEST);
             self.interval = self
@@ -161,7 +180,9 @@ impl Moderation {
     /// Number of open requests with which the frontend is told of answers; nothing is held if it is below 2.
     #[inline]
     pub fn target(&self) -> u32 {
-        let target = if self.trial {
+        let target = if self.busy < BUSY {
+            0
+        } else if self.trial {
             self.depth.saturating_mul(2).min(DEEPEST)
         } else {
             self.depth / 2

@@ -201,6 +201,24 @@ fn no_frontend_is_slower() {
     }
 }
 
+#[test]
+fn what_comes_after_a_pause_is_not_held_for_its_length() {
+    for latency in LATENCIES {
+        let mut world = World::new(true, latency);
+        for requests in [100, 1_000, 10_000] {
+            world.run(Frontend { depth: 32, ..USUAL }, requests);
+            world.now += 1_000_000_000;
+            let lone = world.run(USUAL, 100);
+            // No more than some of its own requests take.
+            assert!(
+                lone.longest < lone.nanoseconds / 10,
+                "{latency} {requests}: {lone:?}"
+            );
+            world.now += 20_000_000;
+        }
+    }
+}
+
 proptest! {
     /// Whatever comes, answers are not held for ever.
     #[test]

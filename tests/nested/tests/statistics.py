@@ -2,8 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
@@ -16,9 +14,6 @@ NAMES = ("oo_req", "rd_req", "wr_req", "f_req", "ds_req", "rd_sect", "wr_sect")
 ERRORS = ("rd_err", "wr_err", "f_err", "ds_err", "refused")
 WAYS = ("pages_mapped", "pages_copied", "pages_persistent")
 OURS = (*ERRORS, *WAYS, "buffered_req", "events_sent")
-PARAMETER = Path("/sys/module/xen_blkback_rs/parameters/moderate_events")
-DEEP = ("fio --name=d --filename=/dev/xvdb --rw=randread --bs=4k --iodepth=32 --ioengine=libaio --direct=1 --norandommap"
-        " --number_ios=3000 --minimal >/dev/null")
 DEBUGFS = "/sys/kernel/debug/xen-blkback-rs"
 
 
@@ -66,28 +61,11 @@ def run(env: Env) -> None:
         in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51712", [f"file {image} on ext4", "I/O: direct", "in flight", "mode: w\n"], after)
         in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51728", [f"block device {major}:{minor}", "mode: r\n"], numbers("xvdb"))
         traced(guest)
-        moderated(guest, lambda: numbers("xvdb"))
         # One request at a time: each answer is told at once.
         check(80 <= used["events_sent"] <= 80 + used["f_req"] + used["ds_req"], f"events for one request at a time in {used}")
     guest.shutdown()
     if env.backend == "rs":
         equal(os.listdir(DEBUGFS), [], "what is left in debugfs")
-
-
-def moderated(guest: Guest, numbers: Callable[[], dict[str, int]]) -> None:
-    """A guest that is busy, with many requests in flight, gets several answers for an event."""
-    # By itself Xen lets the guest run for a millisecond before dom0 answers, so that it has put several requests on the ring.
-    sh("xl sched-credit2 -s -r 0")
-    each = {}
-    for moderate in ("N", "Y"):
-        PARAMETER.write_text(moderate)
-        before = numbers()
-        guest.sh(DEEP)
-        after = numbers()
-        each[moderate] = (after["events_sent"] - before["events_sent"]) / (after["rd_req"] - before["rd_req"])
-    sh("xl sched-credit2 -s -r 1000")
-    log(f"events for a request with many in flight: {each}")
-    check(each["Y"] < 0.9 * each["N"], f"events for a request with moderation (Y) and without: {each}")
 
 
 def traced(guest: Guest) -> None:

@@ -403,20 +403,15 @@ impl FileMedium {
     }
 
     /// Reads or writes. Task context; may sleep unless `nowait`.
-    fn transfer(&self, mut io: Mapped<Pending>, nowait: bool) {
+    fn transfer(&self, io: Mapped<Pending>, nowait: bool) {
         let position = Self::position(&io);
         // A file that has been truncated must not grow again by what a guest writes.
         if Self::end(&io) > self.file.size() {
-            let mut rest = io.part();
-            if rest.is_empty() {
+            if !io.is_joined() {
                 return io.done(Err(EIO));
             }
             // Some of them may lie before its end.
-            self.transfer(io, nowait);
-            while let Some(io) = rest.pop() {
-                self.transfer(io, nowait);
-            }
-            return;
+            return io.part(|io| self.transfer(io, nowait));
         }
         let mode = Mode {
             direct: io.data().way == Way::Direct,

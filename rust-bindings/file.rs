@@ -412,25 +412,17 @@ impl File {
     }
 
     /// Finishes requests that are joined and whose transfer ended with `ret`. Any context.
-    fn end_joined<T: Owner>(mut io: Mapped<T>, ret: i32, mode: Mode) {
+    fn end_joined<T: Owner>(io: Mapped<T>, ret: i32, mode: Mode) {
         if ret == EAGAIN.to_errno() && mode.nowait {
             // Waiting, too, is cheaper together.
             return T::retry(io, Retry::WouldBlock);
         }
         let whole = u32::try_from(ret).is_ok_and(|len| len >= io.joined_bytes());
-        let mut rest = io.part();
-        let end = |io: Mapped<T>| {
-            if whole {
-                io.done(Ok(()));
-            } else {
-                // Which of them it is that does not work is found by trying.
-                T::retry(io, Retry::Parted);
-            }
-        };
-        end(io);
-        while let Some(io) = rest.pop() {
-            end(io);
+        if whole {
+            return io.done(Ok(()));
         }
+        // Which of them it is that does not work is found by trying.
+        io.part(|io| T::retry(io, Retry::Parted));
     }
 }
 

@@ -666,10 +666,19 @@ impl<T: Owner> Mapped<T> {
         Ok(())
     }
 
-    /// Parts the requests that are joined to this one from it, and returns them in their order. Any
-    /// context.
-    pub fn part(&mut self) -> List<Self> {
-        core::mem::replace(&mut self.0.rest, Rest::new()).requests
+    /// Parts the requests that are joined to this one from it, and gives `each` all of them in their order,
+    /// this one first. Any context that `each` may be called in.
+    pub fn part(mut self, mut each: impl FnMut(Self)) {
+        let mut rest = core::mem::replace(&mut self.0.rest, Rest::new()).requests;
+        each(self);
+        while let Some(io) = rest.pop() {
+            each(io);
+        }
+    }
+
+    /// Are requests joined to it?
+    pub fn is_joined(&self) -> bool {
+        self.0.is_joined()
     }
 
     /// Do all pieces of guest memory begin and end on multiples of `align`, a power of two?
@@ -682,12 +691,8 @@ impl<T: Owner> Mapped<T> {
     }
 
     /// Ends the request, and those that are joined to it, without I/O.
-    pub fn done(mut self, result: Result) {
-        let mut rest = self.part();
-        T::complete(Done::with(self.0, result));
-        while let Some(io) = rest.pop() {
-            T::complete(Done::with(io.0, result));
-        }
+    pub fn done(self, result: Result) {
+        self.part(|io| T::complete(Done::with(io.0, result)));
     }
 
     /// Has [`Owner::run`] called in task context, by `queue`. May be called in any context.

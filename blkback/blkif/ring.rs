@@ -317,23 +317,28 @@ impl BackRing {
     /// event for them (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`).
     #[must_use = "the frontend waits for the event"]
     pub fn publish(&mut self, shared: &impl SharedRing) -> bool {
-        let new = self.rsp_prod_pvt;
-        let published = new.wrapping_sub(self.rsp_prod);
+        let published = self.unpublished();
         if published == 0 {
             return false;
         }
-        shared.set_rsp_prod(new);
+        shared.set_rsp_prod(self.rsp_prod_pvt);
         // INVARIANT: `rsp_prod` becomes equal to `rsp_prod_pvt`.
-        self.rsp_prod = new;
+        self.rsp_prod = self.rsp_prod_pvt;
         shared.full_barrier();
-        // True if `rsp_event` is among the indices `old + 1 ..= new`.
-        new.wrapping_sub(shared.rsp_event()) < published
+        self.event_is_among(shared, published)
     }
 
     /// Returns whether the frontend, as it looks now, will want an event when responses are published.
     #[inline]
     pub fn wants_event(&self, shared: &impl SharedRing) -> bool {
-        self.rsp_prod_pvt.wrapping_sub(shared.rsp_event()) < self.unpublished()
+        self.event_is_among(shared, self.unpublished())
+    }
+
+    /// Returns whether the frontend wants an event at one of the last so many responses written: whether
+    /// `rsp_event` is among the indices behind them.
+    #[inline]
+    fn event_is_among(&self, shared: &impl SharedRing, responses: u32) -> bool {
+        self.rsp_prod_pvt.wrapping_sub(shared.rsp_event()) < responses
     }
 
     /// Loads the frontend's `req_prod` and keeps it if it is possible.

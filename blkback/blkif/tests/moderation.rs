@@ -3,8 +3,8 @@
 //! What holding answers back does to frontends of many kinds: a simulation of both ends in time.
 //!
 //! The frontend is a processor that needs some time to put a request on the ring and some for each
-//! event. The backend needs some to wake up, and none for its work; the disk takes a constant time for a request, for any number of
-//! them at once.
+//! event. The backend needs some to wake up, and none for its work; the disk takes a constant time for
+//! a request, for any number of them at once.
 
 use blkif::Moderation;
 use proptest::prelude::*;
@@ -78,7 +78,6 @@ impl World {
                 sent += 1;
                 waiting += 1;
                 wake |= waiting >= nth;
-
                 ready = (hand > 0 && sent < requests).then_some(self.now + frontend.submit);
             }
             while disk.peek().is_some_and(|Reverse(time)| *time <= self.now) {

@@ -34,6 +34,7 @@ use xen_bindings::{
     },
     io::{
         DiscardLimits,
+        Joined,
         Mapped, //
     },
     mem,
@@ -185,11 +186,11 @@ impl Medium {
     /// context. `disk` is for log lines.
     ///
     /// If others come next the request may be left in `waiting` instead, for them to be joined to it;
-    /// [`Medium::finish`] submits the last one.
+    /// [`Medium::finish`] submits what is left in the end.
     pub(crate) fn submit(
         &self,
         mut io: Mapped<Pending>,
-        waiting: Option<&mut Option<Mapped<Pending>>>,
+        waiting: Option<&mut Option<Joined<Pending>>>,
         blocking: &OwnedQueue,
         disk: &CStr,
     ) {
@@ -214,7 +215,7 @@ impl Medium {
                 };
                 match waiting {
                     _ if wait => io.defer(blocking),
-                    None => medium.transfer(io, true),
+                    None => medium.transfer(io.into(), true),
                     Some(waiting) => medium.gather(io, waiting),
                 }
             }
@@ -223,15 +224,23 @@ impl Medium {
     }
 
     /// Submits what [`Medium::submit`] has left waiting. Task context.
-    pub(crate) fn finish(&self, waiting: Option<Mapped<Pending>>) {
+    pub(crate) fn finish(&self, waiting: Option<Joined<Pending>>) {
         if let (Self::File(medium), Some(io)) = (self, waiting) {
             medium.transfer(io, true);
         }
     }
 
-    /// Does a request that has been deferred. Task context, may sleep.
-    pub(crate) fn run(&self, mut io: Mapped<Pending>) {
-        mem::with_noio(|| match (self, io.data().action) {
+    /// Does what has been deferred. Task context, may sleep.
+    pub(crate) fn run(&self, io: Joined<Pending>) {
+        mem::with_noio(|| match self {
+            Self::File(medium) if io.is_joined() => medium.transfer(io, false),
+            _ => io.part(|io| self.run_one(io)),
+        });
+    }
+
+    /// As [`Medium::run`], in a scope in which allocating does no I/O.
+    fn run_one(&self, mut io: Mapped<Pending>) {
+        match (self, io.data().action) {
             (Self::Block(device), Action::Discard(discard)) => {
                 let done = device.discard(discard.sector(), discard.sectors(), discard.secure());
                 io.done(done);
@@ -251,9 +260,9 @@ impl Medium {
                     io.data_mut().flushed = true;
                     io.data_mut().way = medium.way(&io);
                 }
-                medium.transfer(io, false);
+                medium.transfer(io.into(), false);
             }
-        })
+        }
     }
 
     /// What it is, and how its data are accessed.
@@ -366,29 +375,31 @@ impl FileMedium {
             return Way::Buffered;
         };
         let mask = u64::from(offset).wrapping_sub(1);
-        if (Self::position(io) | u64::from(io.bytes())) & mask == 0 && io.memory_aligned(memory) {
+        if (Self::position(io.data()) | u64::from(io.bytes())) & mask == 0
+            && io.memory_aligned(memory)
+        {
             Way::Direct
         } else {
             Way::Buffered
         }
     }
 
-    /// Where in the file the request's data are, in bytes.
-    fn position(io: &Mapped<Pending>) -> u64 {
+    /// Where in the file a request's data are, in bytes.
+    fn position(request: &Pending) -> u64 {
         // A sector of the disk, which is not larger than the file was: this cannot wrap around.
-        io.data().sector.wrapping_mul(u64::from(SECTOR_SIZE))
+        request.sector.wrapping_mul(u64::from(SECTOR_SIZE))
     }
 
-    /// Where in the file the data of a request, and of those joined to it, end.
-    fn end(io: &Mapped<Pending>) -> u64 {
-        Self::position(io).saturating_add(u64::from(io.joined_bytes()))
+    /// Where in the file the data of all of them end.
+    fn end(io: &Joined<Pending>) -> u64 {
+        Self::position(io.data()).saturating_add(u64::from(io.bytes()))
     }
 
     /// Joins a request to the one that waits, or submits that and lets this one wait. Both are to be read
     /// or written directly, without waiting for the storage. Task context.
-    fn gather(&self, mut io: Mapped<Pending>, waiting: &mut Option<Mapped<Pending>>) {
+    fn gather(&self, mut io: Mapped<Pending>, waiting: &mut Option<Joined<Pending>>) {
         if let Some(mut first) = waiting.take() {
-            if Self::end(&first) == Self::position(&io) {
+            if Self::end(&first) == Self::position(io.data()) {
                 match first.join(io) {
                     Ok(()) => {
                         *waiting = Some(first);
@@ -399,25 +410,25 @@ impl FileMedium {
             }
             self.transfer(first, true);
         }
-        *waiting = Some(io);
+        *waiting = Some(io.into());
     }
 
     /// Reads or writes. Task context; may sleep unless `nowait`.
-    fn transfer(&self, io: Mapped<Pending>, nowait: bool) {
-        let position = Self::position(&io);
+    fn transfer(&self, io: Joined<Pending>, nowait: bool) {
         // A file that has been truncated must not grow again by what a guest writes.
         if Self::end(&io) > self.file.size() {
-            if !io.is_joined() {
-                return io.done(Err(EIO));
+            if io.is_joined() {
+                // Some of them may lie before its end.
+                return io.part(|io| self.transfer(io.into(), nowait));
             }
-            // Some of them may lie before its end.
-            return io.part(|io| self.transfer(io, nowait));
+            return io.part(|io| io.done(Err(EIO)));
         }
         let mode = Mode {
             direct: io.data().way == Way::Direct,
             nowait,
             durable: io.data().action == Action::Barrier,
         };
+        let position = Self::position(io.data());
         self.file.submit(io, position, mode);
     }
 

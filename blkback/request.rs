@@ -22,7 +22,7 @@ use xen_bindings::{
         is_not_supported,
         Direction,
         Done,
-        Mapped,
+        Joined,
         Owner,
         Retry, //
     },
@@ -196,7 +196,7 @@ impl Owner for Pending {
         }
     }
 
-    fn retry(mut io: Mapped<Self>, why: Retry) {
+    fn retry(mut io: Joined<Self>, why: Retry) {
         if let Some(ring) = io.data().ring.clone() {
             if why == Retry::NotDirect {
                 io.data_mut().way = Way::Buffered;
@@ -206,7 +206,7 @@ impl Owner for Pending {
         }
     }
 
-    fn run(io: Mapped<Self>) {
+    fn run(io: Joined<Self>) {
         if let Some(ring) = io.data().ring.clone() {
             ring.medium().run(io);
         }

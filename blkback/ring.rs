@@ -51,15 +51,14 @@ use xen_bindings::{
     copy::Copier,
     evtchn,
     grant::Grants,
-    io::{
-        Done,
-        Spares, //
-    },
+    io::Done,
     list::{
         DoneList,
         List, //
     },
-    mem, params,
+    mem,
+    memory::Spares,
+    params,
     ring::RingMemory,
     thread::{
         Thread,

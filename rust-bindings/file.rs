@@ -29,6 +29,7 @@ use crate::{
         DiscardLimits,
         Done,
         Inner,
+        Joined,
         Mapped,
         Owner,
         Retry, //
@@ -279,10 +280,9 @@ impl File {
         })
     }
 
-    /// Submits a read or write of what the request, with those joined to it, has not transferred yet;
-    /// `position` is that of its first byte in the file. Task context; may sleep, with `mode.nowait` only
-    /// briefly.
-    pub fn submit<T: Owner>(&self, io: Mapped<T>, position: u64, mode: Mode) {
+    /// Submits a read or write of what has not been transferred yet; `position` is that of the first
+    /// request's first byte in the file. Task context; may sleep, with `mode.nowait` only briefly.
+    pub fn submit<T: Owner>(&self, io: Joined<T>, position: u64, mode: Mode) {
         let ptr = KBox::into_raw(io.0);
         // SAFETY: The request is ours until its last reference is dropped. The vectors are
         // initialised up to `joined_count`, and stay in place with the pages until the I/O is done; so
@@ -385,25 +385,26 @@ impl File {
         let ret = *inner.result.get_mut();
         if inner.is_joined() {
             // INVARIANT: Nothing has been unmapped since it was one.
-            return Self::end_joined(Mapped(inner), ret, mode);
+            return Self::end_joined(Joined(inner), ret, mode);
         }
         let rest = inner.bytes.saturating_sub(inner.progress);
         let done = |inner, result| T::complete(Done::with(inner, result));
-        // INVARIANT (of `Mapped`, below): Nothing has been unmapped since it was one.
+        // INVARIANT (of `Mapped`, below): Nothing has been unmapped since it was one, or is joined to it.
+        let retry = |inner, why| T::retry(Mapped(inner).into(), why);
         match u32::try_from(ret) {
             Ok(len) if len >= rest => done(inner, Ok(())),
             // The end of the file where the disk has a sector: somebody has truncated it.
             Ok(0) => done(inner, Err(EIO)),
             Ok(len) => {
                 inner.progress = inner.progress.saturating_add(len);
-                T::retry(Mapped(inner), Retry::Partial);
+                retry(inner, Retry::Partial);
             }
             Err(_) => {
                 let err = Error::from_errno(ret);
                 if err == EAGAIN && mode.nowait {
-                    T::retry(Mapped(inner), Retry::WouldBlock);
+                    retry(inner, Retry::WouldBlock);
                 } else if (err == EINVAL || is_not_supported(err)) && (mode.direct || mode.nowait) {
-                    T::retry(Mapped(inner), Retry::NotDirect);
+                    retry(inner, Retry::NotDirect);
                 } else {
                     done(inner, Err(err));
                 }
@@ -412,17 +413,16 @@ impl File {
     }
 
     /// Finishes requests that are joined and whose transfer ended with `ret`. Any context.
-    fn end_joined<T: Owner>(io: Mapped<T>, ret: i32, mode: Mode) {
+    fn end_joined<T: Owner>(io: Joined<T>, ret: i32, mode: Mode) {
         if ret == EAGAIN.to_errno() && mode.nowait {
             // Waiting, too, is cheaper together.
             return T::retry(io, Retry::WouldBlock);
         }
-        let whole = u32::try_from(ret).is_ok_and(|len| len >= io.joined_bytes());
-        if whole {
-            return io.done(Ok(()));
+        if u32::try_from(ret).is_ok_and(|len| len >= io.bytes()) {
+            return io.part(|io| io.done(Ok(())));
         }
         // Which of them it is that does not work is found by trying.
-        io.part(|io| T::retry(io, Retry::Parted));
+        io.part(|io| T::retry(io.into(), Retry::Parted));
     }
 }
 

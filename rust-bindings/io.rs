@@ -8,18 +8,21 @@
 //!
 //! ```text
 //!  Memory ─ Staged::new ─► Staged ─ Grants::map ─► Mapped ─ submit, flush ─► (I/O in flight)
-//!    ▲                                │  ▲ ▲                      │     │
-//!    │                        failed  │  │ └── Owner::retry ◄─────┘     │ Owner::complete
-//!    │                                │  └── Owner::run ◄─ Mapped::defer│
-//!    │                                ▼                                 │
-//!  Finished ◄──── Grants::unmap ──── Done ◄─────────────────────────────┘
+//!    ▲                                │             │  ▲                │        │
+//!    │                        failed  │        from ▼  │ part            │        │ Owner::complete
+//!    │                                │            Joined ─ submit ─────┘        │
+//!    │                                │             │  ▲ └── Owner::retry ◄──────┤
+//!    │                                │       defer ▼  │                         │
+//!    │                                │         Owner::run                       │
+//!    │                                ▼                                          │
+//!  Finished ◄──── Grants::unmap ──── Done ◄──────────────────────────────────────┘
 //! ```
 //!
 //! Each arrow consumes the value that it starts from. The driver's data, which stand for the
 //! obligation to answer the guest, come in at the start and are given back once, at the end.
 //!
-//! Requests whose data follow one another in a file can be joined ([`Mapped::join`]): the first one
-//! owns the others, and is submitted, deferred and given back for all. They part before they are done.
+//! Requests whose data follow one another in a file can be joined ([`Joined::join`]). They part before
+//! they are done.
 
 use core::{
     cell::UnsafeCell,
@@ -43,7 +46,8 @@ use crate::{
         Grants,
         Slot, //
     },
-    list::List,
+    joined::Rest,
+    memory::Memory,
     raw,
     work::OwnedQueue, //
 };
@@ -64,11 +68,11 @@ pub trait Owner: Sized + Send + 'static {
     fn complete(done: Done<Self>);
 
     /// The I/O could not be done in the way it was tried; what has been transferred is accounted
-    /// for. Any context: must not sleep, so [`Mapped::defer`] it.
-    fn retry(io: Mapped<Self>, why: Retry);
+    /// for. Any context: must not sleep, so [`Joined::defer`] it.
+    fn retry(io: Joined<Self>, why: Retry);
 
-    /// The request has been deferred, and is to be done now. Task context, may sleep.
-    fn run(io: Mapped<Self>);
+    /// What has been deferred is to be done now. Task context, may sleep.
+    fn run(io: Joined<Self>);
 }
 
 /// Why a request comes back from a file.
@@ -117,28 +121,9 @@ pub(crate) union Target {
 }
 
 /// Pages of a request and the vector of their pieces.
-struct Segments<const N: usize> {
+pub(crate) struct Segments<const N: usize> {
     slots: [MaybeUninit<Slot>; N],
     vecs: [MaybeUninit<raw::bio_vec>; N],
-}
-
-/// Requests that have been joined to one before them.
-struct Rest<T> {
-    requests: List<Mapped<T>>,
-    /// Number of their vectors.
-    count: u16,
-    /// Length of their data in bytes.
-    bytes: u32,
-}
-
-impl<T> Rest<T> {
-    const fn new() -> Self {
-        Self {
-            requests: List::new(),
-            count: 0,
-            bytes: 0,
-        }
-    }
 }
 
 /// All of a request's memory.
@@ -153,7 +138,7 @@ impl<T> Rest<T> {
 pub(crate) struct Inner<T> {
     pub(crate) link: UnsafeCell<raw::llist_node>,
     pub(crate) target: UnsafeCell<MaybeUninit<Target>>,
-    work: UnsafeCell<MaybeUninit<raw::work_struct>>,
+    pub(crate) work: UnsafeCell<MaybeUninit<raw::work_struct>>,
     /// References of the submission and of the completion; the last to go finishes the request.
     pub(crate) refs: Atomic<u32>,
     /// Result of the I/O: 0 or a negative error number.
@@ -166,7 +151,7 @@ pub(crate) struct Inner<T> {
     pub(crate) progress: u32,
     small: Segments<INLINE_SEGMENTS>,
     large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
-    rest: Rest<T>,
+    pub(crate) rest: Rest<T>,
     data: T,
 }
 
@@ -174,21 +159,6 @@ impl<T> Inner<T> {
     /// Number of its own vectors.
     pub(crate) fn count(&self) -> u32 {
         u32::from(self.count)
-    }
-
-    /// Number of vectors, those of the requests that are joined to it included.
-    pub(crate) fn joined_count(&self) -> u32 {
-        u32::from(self.count).wrapping_add(u32::from(self.rest.count))
-    }
-
-    /// Length of the data in bytes, those of the requests that are joined to it included.
-    pub(crate) fn joined_bytes(&self) -> u32 {
-        self.bytes.wrapping_add(self.rest.bytes)
-    }
-
-    /// Are requests joined to it?
-    pub(crate) fn is_joined(&self) -> bool {
-        !self.rest.requests.is_empty()
     }
 
     pub(crate) fn direction(&self) -> Direction {
@@ -218,7 +188,7 @@ impl<T> Inner<T> {
     }
 
     /// As [`Inner::segments`], for writing.
-    fn segments_mut(&mut self) -> (*mut Slot, *mut raw::bio_vec, usize) {
+    pub(crate) fn segments_mut(&mut self) -> (*mut Slot, *mut raw::bio_vec, usize) {
         match &mut self.large {
             None => (
                 self.small.slots.as_mut_ptr().cast(),
@@ -267,137 +237,6 @@ impl<T> Inner<T> {
     /// First of the pieces of memory, for the block layer, which does not change them.
     pub(crate) fn vecs_ptr(&mut self) -> *mut raw::bio_vec {
         self.segments_mut().1
-    }
-}
-
-/// Memory for a request, without one.
-pub struct Memory<T> {
-    inner: KBox<MaybeUninit<Inner<T>>>,
-    large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
-}
-
-// SAFETY: There is nothing in it.
-unsafe impl<T: Send> Send for Memory<T> {}
-
-impl<T> Memory<T> {
-    /// Allocates, for a request of so many segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
-    /// scope that forbids it.
-    fn new(segments: usize) -> Result<Self> {
-        let mut memory = Self {
-            inner: KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?,
-            large: None,
-        };
-        memory.grow(segments)?;
-        Ok(memory)
-    }
-
-    /// Makes room for so many segments.
-    fn grow(&mut self, segments: usize) -> Result {
-        if segments > INLINE_SEGMENTS && self.large.is_none() {
-            self.large = Some(KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?);
-        }
-        Ok(())
-    }
-}
-
-/// Memory for the next requests: what those that are done have left.
-///
-/// There is always memory for one request whose segments stand in its slot, be it in here or in
-/// flight.
-pub struct Spares<T> {
-    small: KVec<Memory<T>>,
-    /// With room for the segments of indirect requests.
-    large: KVec<Memory<T>>,
-}
-
-/// Most that is kept of each kind: twice what a ring of one page can have in flight.
-const MAX_SPARES: usize = 64;
-
-impl<T> Spares<T> {
-    /// Memory for one request. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn new() -> Result<Self> {
-        let mut spares = Self {
-            small: KVec::with_capacity(1, GFP_KERNEL)?,
-            large: KVec::new(),
-        };
-        spares.put(Memory::new(0)?);
-        Ok(spares)
-    }
-
-    /// Memory for a request of so many segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
-    /// scope that forbids it.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn take(&mut self, segments: usize) -> Result<Memory<T>> {
-        if segments <= INLINE_SEGMENTS {
-            if let Some(memory) = self.small.pop() {
-                return Ok(memory);
-            }
-        }
-        if let Some(memory) = self.large.pop() {
-            return Ok(memory);
-        }
-        match self.small.pop() {
-            Some(mut memory) => match memory.grow(segments) {
-                Ok(()) => Ok(memory),
-                Err(err) => {
-                    self.put(memory);
-                    Err(err)
-                }
-            },
-            None => Memory::new(segments),
-        }
-    }
-
-    /// Keeps memory, or frees it if there is enough. May sleep.
-    pub fn put(&mut self, mut memory: Memory<T>) {
-        if memory.large.is_some() {
-            match Self::push(&mut self.large, memory) {
-                None => return,
-                Some(back) => memory = back,
-            }
-            memory.large = None;
-        }
-        Self::push(&mut self.small, memory);
-    }
-
-    /// Gives the memory back if there is no room for it.
-    fn push(to: &mut KVec<Memory<T>>, memory: Memory<T>) -> Option<Memory<T>> {
-        let len = to.len();
-        if len >= MAX_SPARES {
-            return Some(memory);
-        }
-        if len == to.capacity() {
-            // If this fails, there is no room.
-            let _ = to.reserve(len.max(4), GFP_KERNEL | __GFP_NOWARN);
-        }
-        to.push_within_capacity(memory).err().map(|err| err.0)
-    }
-
-    /// Is there more than has to be kept?
-    pub fn has_spare(&self) -> bool {
-        self.small.len() > 1 || !self.large.is_empty()
-    }
-
-    /// Frees all but the memory of one request.
-    pub fn trim(&mut self) {
-        while self.small.len() > 1 {
-            self.small.pop();
-        }
-        match self.large.pop() {
-            Some(memory) if self.small.is_empty() => self.put(Memory {
-                large: None,
-                ..memory
-            }),
-            _ => {}
-        }
-        self.large = KVec::new();
     }
 }
 
@@ -463,8 +302,17 @@ state! {
     ///
     /// # Invariants
     ///
-    /// All slots are mapped, and each vector lies within the page of the slot.
+    /// All slots are mapped, and each vector lies within the page of the slot. Nothing is joined to it.
     Mapped
+}
+
+state! {
+    /// One request, or several whose data follow one another in a file.
+    ///
+    /// # Invariants
+    ///
+    /// As of [`Mapped`], but others may be joined to it.
+    Joined
 }
 
 state! {
@@ -631,56 +479,6 @@ impl<T: Owner> Mapped<T> {
         self.0.bytes
     }
 
-    /// As [`Mapped::bytes`], with the data of the requests that are joined to it.
-    pub fn joined_bytes(&self) -> u32 {
-        self.0.joined_bytes()
-    }
-
-    /// Joins `next` to the request, whose data must be what follows in the same file. From here on both
-    /// are one, until they part. Not for block devices, where the block layer merges bios. Any context.
-    ///
-    /// # Errors
-    ///
-    /// Gives `next` back if that cannot be done: it goes the other way, some of either has been
-    /// transferred, or the memory of this request has no room for the vectors. There is room for
-    /// [`INLINE_SEGMENTS`], or [`MAX_SEGMENTS`] in a request that has more than the former by itself.
-    pub fn join(&mut self, next: Self) -> core::result::Result<(), Self> {
-        let inner = &mut *self.0;
-        let count = inner.joined_count() as usize;
-        let (_, vecs, room) = inner.segments_mut();
-        let more = next.0.vecs();
-        if room.saturating_sub(count) < more.len()
-            || next.0.direction != inner.direction
-            || next.0.is_joined()
-            || (inner.progress | next.0.progress) != 0
-        {
-            return Err(next);
-        }
-        // SAFETY: There is room for as many elements behind the ones that are there, in other memory.
-        unsafe { core::ptr::copy_nonoverlapping(more.as_ptr(), vecs.add(count), more.len()) };
-        // INVARIANT: Checked and copied above. There are no more than `MAX_SEGMENTS` vectors, each at most a
-        // page long: nothing wraps around.
-        inner.rest.count = inner.rest.count.wrapping_add(next.0.count);
-        inner.rest.bytes = inner.rest.bytes.wrapping_add(next.0.bytes);
-        inner.rest.requests.push(next);
-        Ok(())
-    }
-
-    /// Parts the requests that are joined to this one from it, and gives `each` all of them in their order,
-    /// this one first. Any context that `each` may be called in.
-    pub fn part(mut self, mut each: impl FnMut(Self)) {
-        let mut rest = core::mem::replace(&mut self.0.rest, Rest::new()).requests;
-        each(self);
-        while let Some(io) = rest.pop() {
-            each(io);
-        }
-    }
-
-    /// Are requests joined to it?
-    pub fn is_joined(&self) -> bool {
-        self.0.is_joined()
-    }
-
     /// Do all pieces of guest memory begin and end on multiples of `align`, a power of two?
     pub fn memory_aligned(&self, align: u32) -> bool {
         let mask = align.wrapping_sub(1);
@@ -690,32 +488,14 @@ impl<T: Owner> Mapped<T> {
             .all(|vec| (vec.bv_offset | vec.bv_len) & mask == 0)
     }
 
-    /// Ends the request, and those that are joined to it, without I/O.
+    /// Ends the request without I/O. Any context.
     pub fn done(self, result: Result) {
-        self.part(|io| T::complete(Done::with(io.0, result)));
+        T::complete(Done::with(self.0, result));
     }
 
-    /// Has [`Owner::run`] called in task context, by `queue`. May be called in any context.
+    /// As [`Joined::defer`].
     pub fn defer(self, queue: &OwnedQueue) {
-        let ptr = KBox::into_raw(self.0);
-        // SAFETY: The request is ours until the work item runs, which gives it back.
-        unsafe {
-            let work = (*ptr).work.get().cast::<raw::work_struct>();
-            raw::init_work(work, Some(Self::run_deferred));
-            raw::queue_work(queue.as_ptr(), work);
-        }
-    }
-
-    /// # Safety
-    ///
-    /// Called by the workqueue only, for a request that [`Mapped::defer`] queued.
-    unsafe extern "C" fn run_deferred(work: *mut raw::work_struct) {
-        // SAFETY: `work` is the field of a request; `defer` left its ownership to us.
-        let io = unsafe {
-            let cell = work.cast::<UnsafeCell<MaybeUninit<raw::work_struct>>>();
-            Mapped(KBox::from_raw(kernel::container_of!(cell, Inner<T>, work)))
-        };
-        T::run(io);
+        Joined::from(self).defer(queue);
     }
 }
 

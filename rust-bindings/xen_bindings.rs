@@ -11,8 +11,8 @@
 //! - [`sysfs`], [`trace`]: what can be seen of a device and of requests.
 //! - [`xenbus`], [`xenstore`], [`evtchn`], [`ring`]: Xen.
 //! - [`pool`], [`map`], [`copy`], [`persistent`], and above them [`grant`]: a guest's pages.
-//! - [`io`], [`list`]: one request's memory, from the grant references to the finished I/O, the
-//!   states that it goes through, and lists of requests.
+//! - [`io`], [`list`], [`joined`], [`memory`]: a request from the grant references to the finished I/O
+//!   and the states that it goes through, lists of requests, several as one I/O, memory for the next.
 //! - [`bdev`], [`file`](mod@file): where a request's I/O goes.
 //!
 //! Each file is shaped to be sent upstream by itself.
@@ -29,10 +29,12 @@ pub mod evtchn;
 pub mod file;
 pub mod grant;
 pub mod io;
+pub mod joined;
 pub mod list;
 pub mod log;
 mod map;
 pub mod mem;
+pub mod memory;
 pub mod params;
 mod persistent;
 mod pool;

@@ -27,10 +27,10 @@ use xen_bindings::{
     grant::Grants,
     io::{
         Builder,
-        Spares,
         Staged, //
     },
-    list::List, //
+    list::List,
+    memory::Spares, //
 };
 
 use super::{

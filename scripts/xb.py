@@ -81,6 +81,7 @@ def main() -> int:
             return check(options)
         case "fmt":
             checks.rustfmt(module.target(options.kver, options.kdir), write=True)
+            checks.frontend_rustfmt(write=True)
         case "check-second":
             to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
             module.build(to)
@@ -95,7 +96,7 @@ def main() -> int:
             module.build(to)
             module.install(to.release, options.dest, to.ko)
         case "uninstall":
-            module.install(options.kver or archive.default_kver(), options.dest, None)
+            module.install(module.release_of(options.kver, options.kdir), options.dest, None)
         case "clean":
             remove(BUILD / "module")
             remove(BUILD / "clippy")
@@ -129,6 +130,11 @@ def ahead() -> Iterator[None]:
 def check(options: argparse.Namespace) -> int:
     """All checks and tests unless options narrow them; a kernel tree that cannot be prepared fails all of them at once."""
     started = time.monotonic()
+    if options.nested and options.names:
+        raise Fail(f"--nested runs no host check: leave out {' '.join(options.names)}\n"
+                   "  scripts/nested/run.py TEST... runs some of the nested tests.")
+    if unknown := sorted(set(options.names) - {check.__name__ for check in checks.CHECKS}):
+        raise Fail(f"no check {' '.join(unknown)}; --help names them")
     both = options.host == options.nested
     host = [check for check in checks.CHECKS if not options.names or check.__name__ in options.names] if both or options.host else []
     in_xen = (both or options.nested) and not options.names

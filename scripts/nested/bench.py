@@ -20,7 +20,6 @@ import json
 import os
 import signal
 import sys
-import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -33,7 +32,7 @@ import image  # noqa: E402
 from figures import summary  # noqa: E402
 from vm import Machine, frontend_files, module_files  # noqa: E402
 from xb import buildroot  # noqa: E402
-from xb.common import BUILD, TOP, Fail, lock, program, rel, say, write_json  # noqa: E402
+from xb.common import BUILD, TOP, Fail, lock, positive, program, rel, say, write_json  # noqa: E402
 
 OUTPUT = BUILD / "bench"
 PUBLISHED = TOP / "Documentation/benchmarks"
@@ -166,7 +165,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kver", required=True, help="kernel release of dom0 and guests")
     parser.add_argument("--mode", choices=("timed", "exact", "both"), default="both")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds in the boot (default 3)")
+    parser.add_argument("--repeat", type=positive, default=3, help="rounds in the boot (default 3)")
     parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="only set-ups whose name contains this")
     parser.add_argument("--loads", nargs="*", default=[], metavar="TEXT", help="only loads whose name contains this")
     parser.add_argument("--profile", action="store_true", help="count each function's instructions; for --mode exact")

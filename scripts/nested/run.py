@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import os
 import sys
 import threading
@@ -27,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
 from vm import TESTS, Dead, Machine, frontend_files, module_files  # noqa: E402
-from xb.common import Fail, lock, program, read_json, say, write_json  # noqa: E402
+from xb import archive  # noqa: E402
+from xb.common import Fail, lock, positive, program, read_json, say, write_json  # noqa: E402
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMES = image.NESTED / "times.json"
@@ -173,7 +173,7 @@ class Runner:
     def _report(self, outcome: Outcome) -> None:
         with self.lock:
             self.outcomes.append(outcome)
-            word = {"ok": "ok  ", "skip": "skip", "fail": "FAIL"}[outcome.result]
+            word = {"ok": "ok  ", "fail": "FAIL"}[outcome.result]
             reason = f": {outcome.reason}" if outcome.reason else ""
             print(f"{word} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
             if outcome.result == "fail":
@@ -191,11 +191,11 @@ def section(title: str, lines: list[str]) -> None:
 
 
 def default_kver() -> str:
-    """The one prepared kernel, or the newest built module's."""
-    ready = sorted(path.parent.parent.name for path in image.KERNELS.glob("*/modules/modules.dep"))
+    """What `make` builds for if that kernel is prepared, else the newest one that is."""
+    ready = [path.parent.parent.name for path in image.KERNELS.glob("*/modules/modules.dep")]
     if not ready:
         raise Fail("no kernel is prepared: run `make` first")
-    return ready[0]
+    return archive.best_of(ready)
 
 
 def shell(kver: str, backend: str) -> int:
@@ -220,13 +220,13 @@ def execute(kver: str, backend: str, command: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", nargs="*", metavar="TEST")
-    parser.add_argument("--kver", help="kernel release of dom0 and guests (default: the one that is prepared)")
+    parser.add_argument("--kver", help="kernel release of dom0 and guests (default: that of `make`, or the newest that is prepared)")
     parser.add_argument("--backend", choices=BACKENDS, default="rs")
-    parser.add_argument("--jobs", type=int, default=2, help="machines at a time")
-    parser.add_argument("--cpus", type=int, default=1, help="processors of a machine, and of dom0 in it")
+    parser.add_argument("--jobs", type=positive, default=2, help="machines at a time")
+    parser.add_argument("--cpus", type=positive, default=1, help="processors of a machine, and of dom0 in it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
-    parser.add_argument("--repeat", type=int, default=1, help="run each test so often")
+    parser.add_argument("--repeat", type=positive, default=1, help="run each test so often")
     parser.add_argument("--loops", type=float, default=1, metavar="FACTOR", help="longer or shorter loops in the tests that have any")
     parser.add_argument("--long", action="store_true", help="only the tests that have a long form, in that form")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the tests' logs as they run")
@@ -252,16 +252,22 @@ def main() -> int:
     chosen = [test for test in chosen if options.backend in test.backends and (test.long or not options.long)]
     if not chosen:
         raise Fail(f"none of these tests applies to {options.backend}")
+    if options.json:
+        try:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.open("a").close()  # else the results would be lost at the end
+        except OSError as error:
+            raise Fail(f"--json {options.json}: {error.strerror}; name a file that can be written") from None
     start = time.monotonic()
     with lock("nested tests"):  # two runs at a time would only run into each other's time limits
         outcomes = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
                           options.loops, options.long).run()
     if options.json:
         write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})
-    count = {word: sum(o.result == word for o in outcomes) for word in ("ok", "skip", "fail")}
+    count = {word: sum(o.result == word for o in outcomes) for word in ("ok", "fail")}
     failed = sorted(o.name for o in outcomes if o.result == "fail")
     missing = len(chosen) * options.repeat - len(outcomes)
-    print(f"\nnested {kver} {options.backend}: {count['ok']} ok, {count['skip']} skipped, {count['fail']} failed"
+    print(f"\nnested {kver} {options.backend}: {count['ok']} ok, {count['fail']} failed"
           f" in {time.monotonic() - start:.0f} s" + (f"; failed: {' '.join(failed)}" if failed else "")
           + (f"; {missing} did not run" if missing else ""), flush=True)
     return 1 if failed or missing else 0

@@ -48,6 +48,17 @@ def default_kver() -> str:
     return data["default"]
 
 
+def best_of(kvers: list[str]) -> str:
+    """The default kernel if it is one of KVERS, else the newest of them."""
+    default = default_kver()
+    return default if default in kvers else max(kvers, key=_numbers)
+
+
+def _numbers(version: str) -> list[int]:
+    """What orders versions: 7.10 is newer than 7.9."""
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
 def find(kver: str) -> Release:
     """The release called KVER; an unknown one gives the list of those that exist."""
     for max_age in (DAY, HOUR):
@@ -103,7 +114,7 @@ def _read() -> dict:
                 parts = re.findall(rf"(\S+-{re.escape(kver)}) \(= {re.escape(version)}\)", image.get("Depends", ""))
                 found.append(Release(kver, version, f"{source}={version}", f"linux-headers-{kver}={version}",
                                      [f"{package}={version}" for package in (image["Package"], *parts)]))
-        found.sort(key=lambda release: [int(part) for part in re.findall(r"\d+", release.version)], reverse=True)
+        found.sort(key=lambda release: _numbers(release.version), reverse=True)
         running = platform.release()
         return {"read": time.time(), "mirror": buildroot.MIRROR, "default": _backports_default(),
                 "running": running, "running_ok": any(r.kver == running for r in found) and _host_fits(running),

@@ -31,8 +31,7 @@ PACKAGES = (
     # the crates of tests/frontend
     " librust-clap-dev librust-libc-dev librust-serde-json-dev"
     # the test system: image tools and the emulator
-    " qemu-system-x86 e2fsprogs xfsprogs btrfs-progs busybox-static fdisk"
-    " ca-certificates curl debian-archive-keyring"
+    " qemu-system-x86 e2fsprogs ca-certificates debian-archive-keyring"
 ).split()
 
 # The compilers decide whether the Rust symbols come out as in Debian's kernel: kernel trees are keyed on them.

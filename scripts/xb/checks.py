@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def rustfmt(to: module.Target, *, write: bool = False) -> None:
     files = [str(path) for path in _rust_files(RUST_DIRS)]
     buildroot.run(["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021", "--config-path",
                    str(to.tree / ".rustfmt.toml"), *files], log="rustfmt", binds=[to.tree])
+
+
+def frontend_rustfmt(*, write: bool = False) -> None:
+    """As rustfmt, of tests/frontend, which is formatted as programs usually are."""
+    buildroot.run(["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021",
+                   str(frontend.SOURCE / "src/main.rs")], log="frontend-fmt")
 
 
 def build(to: module.Target) -> None:
@@ -117,13 +124,55 @@ def python(to: module.Target | None = None) -> None:
                 raise Fail(f"{rel(path)}:{error.lineno}: {error.msg}") from None
 
 
-def refused_kver(to: module.Target | None = None) -> None:
-    """An unknown KVER is refused with the list of those that exist."""
-    argv = [sys.executable, str(TOP / "scripts/xb.py"), "module", "--kver", "0.0.1-none-amd64"]
+def refused(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
+    """What cannot be done is refused, with the reason: yields (command, "" or what it did instead)."""
+    kver = "0.0.1-none-amd64"
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name, "file")
+        file.touch()
+        for command, reason in (
+                (f"xb.py module --kver {kver}", archive.default_kver()),  # in the list of those that exist
+                ("xb.py check rustfmt typo", "no check typo"),
+                ("xb.py check --nested rustfmt", "leave out rustfmt"),
+                (f"xb.py uninstall --kver {kver} --dest {file}", f"cannot remove {file}/lib"),
+                (f"xb.py uninstall --kdir {name} --dest {name}", "with KVER= instead"),
+                (f"nested/run.py --kver {kver} --repeat 0", "0 is not positive"),
+                (f"nested/run.py --kver {kver} --json {name}", "name a file")):
+            done = _script(*command.split())
+            good = done.returncode and reason in done.stderr and "Traceback" not in done.stderr
+            yield command.replace(name, "DIR"), "" if good else f"exit code {done.returncode} and:\n{done.stdout}{done.stderr}"
+        try:
+            module.install(kver, file, file)
+            problem = "it was not"
+        except (Fail, OSError) as error:
+            problem = "" if f"cannot install {file}/lib" in str(error) else str(error)
+        yield "install below a file", problem
+
+
+def uninstall(to: module.Target | None = None) -> None:
+    """What is there is removed, and only that is named; with KDIR= the module of that kernel."""
+    with tempfile.TemporaryDirectory() as name:
+        release, ko = Path(name, "tree", module.RELEASE), Path(name, f"dest/lib/modules/0.0.1-own/updates/{module.NAME}.ko")
+        for path, text in ((release, "0.0.1-own\n"), (ko, "")):
+            path.parent.mkdir(parents=True)
+            path.write_text(text)
+        done = _script("xb.py", "uninstall", "--kdir", f"{name}/tree", "--dest", f"{name}/dest")
+        if done.returncode or ko.exists() or done.stdout != f"xb: removed {ko}\n":
+            raise Fail(f"exit code {done.returncode} and:\n{done.stdout}{done.stderr}")
+
+
+def default_kernel(to: module.Target | None = None) -> None:
+    """Of several prepared kernels the tests take that which `make` takes, else the newest by its numbers."""
+    old, new, default = "1.9.2+deb13-amd64", "1.10.1+deb13-amd64", archive.default_kver()
+    for ready, wanted in (([new, old], new), ([old, new], new), ([default, "99.0.1+deb13-amd64"], default)):
+        if (best := archive.best_of(ready)) != wanted:
+            raise Fail(f"of {' and '.join(ready)} it is {best}")
+
+
+def _script(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program of scripts/ for the default kernel."""
     env = {name: value for name, value in os.environ.items() if name not in ("KVER", "KDIR")}
-    done = subprocess.run(argv, text=True, capture_output=True, env=env)
-    if done.returncode == 0 or archive.default_kver() not in done.stderr or "Traceback" in done.stderr:
-        raise Fail(f"exit code {done.returncode} and:\n{done.stdout}{done.stderr}")
+    return subprocess.run([sys.executable, str(TOP / "scripts" / name), *argv], text=True, capture_output=True, env=env)
 
 
 def cargo(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
@@ -143,8 +192,7 @@ def cargo(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
 
 def ring_frontend(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
     """The frontend of tests/frontend: formatting, clippy, and its unit tests."""
-    buildroot.run(["rustfmt", "--check", "--color", "never", "--edition", "2021", str(frontend.SOURCE / "src/main.rs")],
-                  log="frontend-fmt")
+    frontend_rustfmt()
     problem = ""
     with step("clippy and cargo test of the ring-level frontend"):
         frontend.cargo("clippy", "--all-targets", "--", "-Dwarnings", log="frontend-clippy")
@@ -169,8 +217,8 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, cargo, ring_frontend]
-CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused_kver, rustfmt, checkpatch, build, panic_gate, clippy]
+WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, uninstall, cargo, ring_frontend]
+CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, clippy]
 
 
 def _list(found: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -15,6 +16,8 @@ from . import archive, buildroot, kernel
 from .common import BUILD, JOBS, LOGS, TOP, Fail, digest, lock, logged, read_json, rel, remove, say, step, write_json
 
 NAME = "xen-blkback-rs"
+# Where a kernel tree has its release.
+RELEASE = "include/config/kernel.release"
 
 # What at the top of the checkout cannot change the module. Everything else is an input of it: a new directory that
 # is not named here costs a needless rebuild at worst, never a stale module.
@@ -64,8 +67,18 @@ def target(kver: str | None, kdir: str | None) -> Target:
     return Target(kver, tree, kernel.key(kver), kernel.CC, False, kernel.directory(kver) / "modules")
 
 
+def release_of(kver: str | None, kdir: str | None) -> str:
+    """The release that target() is for, without preparing that."""
+    if not kdir:
+        return kver or archive.default_kver()
+    try:
+        return (Path(kdir) / RELEASE).read_text().strip()
+    except OSError as error:
+        raise Fail(f"cannot read {RELEASE} of KDIR={kdir}: {error.strerror}; name the release with KVER= instead") from None
+
+
 def _kdir_target(tree: Path) -> Target:
-    config, release = tree / ".config", tree / "include/config/kernel.release"
+    config, release = tree / ".config", tree / RELEASE
     for path in (config, release, tree / "Module.symvers", tree / "rust/libkernel.rmeta"):
         if not path.exists():
             raise Fail(f"KDIR={tree} is not prepared for Rust modules: it has no {path.relative_to(tree)}.\n"
@@ -181,11 +194,14 @@ def install(release: str, dest: Path, ko: Path | None) -> None:
                 shutil.copyfile(source, new)
                 new.chmod(mode)
                 new.rename(path)
+                say(f"installed {path}")
             else:
-                path.unlink(missing_ok=True)
-        except PermissionError as error:
-            raise Fail(f"cannot write {error.filename}: run as root, or set DESTDIR") from None
-        say(f"{'installed' if ko else 'removed'} {path}")
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+                    say(f"removed {path}")
+        except OSError as error:
+            raise Fail(f"cannot {'install' if ko else 'remove'} {path}: {error.strerror}; "
+                       "run as root, or set DESTDIR to a directory that can be written") from None
     if (modules / "kernel").exists():
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
         subprocess.run(["depmod", *(["-b", str(dest)] if dest != Path("/") else []), release], check=True,

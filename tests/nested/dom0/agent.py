@@ -1,7 +1,7 @@
 """Runs in dom0 and does what the host asks for, over a virtio serial port; one JSON object a line each way.
 
 From the host:  {"run": TEST, "backend": B, "timeout": S, "state": null or {...}}   {"exec": SHELL-COMMAND}   {"off": true}
-To the host:    {"ready": RELEASE}   {"log": LINE}   {"result": "ok" | "fail" | "skip" | "powercut", "reason": ..., ...}
+To the host:    {"ready": RELEASE}   {"log": LINE}   {"result": "ok" | "fail" | "powercut", "reason": ..., ...}
                 {"exit": STATUS}
 
 A test runs in its own process; when its time is up, the kernel's blocked tasks go to the log and the test fails.

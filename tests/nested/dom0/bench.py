@@ -27,10 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import lib.basics  # noqa: E402
-import lib.env  # noqa: E402
-import lib.guest  # noqa: E402
-from lib.basics import Failure, check, sh, wait_for  # noqa: E402
+from lib.basics import Failure, check, sh, silence, wait_for  # noqa: E402
 from lib.env import Env  # noqa: E402
 from lib.guest import Guest, vdev_number  # noqa: E402
 from lib.port import port  # noqa: E402
@@ -314,9 +311,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--loads", nargs="*", default=[])
     options = parser.parse_args()
-    silent = lambda *_args, **_options: None  # noqa: E731
-    for module in (lib.basics, lib.env, lib.guest):
-        module.log = silent
+    silence()
     start = time.monotonic()
     try:
         Bench(options).run()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.basics import Failure, Skip, read, run, where_is  # noqa: E402
+from lib.basics import Failure, read, run, where_is  # noqa: E402
 from lib.env import Env, PowerCut  # noqa: E402
 
 
@@ -68,8 +68,6 @@ def main() -> None:
         print("power cut", flush=True)
         report("powercut", state=cut.state)
         sys.stdin.read()  # until the host has killed us
-    except Skip as skip:
-        kind, reason = "skip", str(skip)
     except Failure as failure:
         kind, reason = "fail", str(failure)
         frames = traceback.extract_tb(failure.__traceback__)
@@ -82,9 +80,9 @@ def main() -> None:
     elif env.domains():
         kind, reason = "fail", f"the test left domains {sorted(env.domains())} behind"
     env.clean_up()
-    problems = env.leftovers(getattr(test, "ALLOW", []))
+    problems = env.leftovers()
     env.empty_scratch()
-    if problems and kind in ("ok", "skip"):
+    if problems and kind == "ok":
         kind, reason = "fail", "; ".join(problems)
     report(kind, reason, problems=problems, dmesg=env.kernel_log.lines()[-200:] if kind == "fail" else [])
 

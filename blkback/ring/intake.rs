@@ -10,7 +10,9 @@
 use blkif::{
     Parsed,
     Reject,
+    Rejected,
     Request,
+    Response,
     Status, //
 };
 use kernel::{
@@ -37,9 +39,12 @@ use super::{
     Ring,
     State, //
 };
-use crate::request::{
-    Pending,
-    Pieces, //
+use crate::{
+    request::{
+        Pending,
+        Pieces, //
+    },
+    stats::Counts, //
 };
 
 /// Requests taken from the ring before their grants are mapped, they are submitted, and what is done is
@@ -101,6 +106,8 @@ impl Ring {
         let mut count = 0u32;
         let now = clock::nanoseconds();
         while taken < BATCH {
+            // The gate is closed for this request.
+            let mut alone = false;
             let at_last = if let Some(waiting) = starved {
                 *slot = *waiting;
                 *starved = None;
@@ -113,6 +120,7 @@ impl Ring {
                 taken = BATCH;
                 *slot = *waiting;
                 *barrier = None;
+                alone = true;
                 true
             } else if stopping || closed || *broken {
                 break;
@@ -133,51 +141,40 @@ impl Ring {
                     }
                 }
             };
+            // Besides this one.
+            let idle = back.outstanding() <= 1;
             let parsed = blkif::parse(back.abi(), slot, disk);
-            let parsed = match &parsed {
+            let response = match &parsed {
                 Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
                     *barrier = Some(*slot);
                     break;
                 }
-                Ok(parsed) => parsed,
-                Err(reject) => {
-                    self.warn(fmt!("refused {}", format_args!("{reject}")));
-                    counts.refused = counts.refused.wrapping_add(1);
-                    back.put_response(memory, reject.response());
-                    rejected = true;
-                    continue;
-                }
-            };
-            // Besides this one.
-            let idle = back.outstanding() <= 1;
-            let response = match self.stage(parsed, now, spares, copier, grants) {
-                Ok(request) => {
-                    staged.push(request);
-                    count = count.wrapping_add(1);
-                    continue;
-                }
-                Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
-                    // A request in flight brings memory and pages when it is done.
-                    *starved = Some(*slot);
-                    counts.starved = counts.starved.wrapping_add(1);
-                    break;
-                }
-                Err(Unstaged::Failed(err)) => {
-                    let pending = Pending::new(self.clone(), parsed, now).0;
-                    counts.request(pending.action, pending.way, 0, true);
-                    self.warn(fmt!("a request cannot be done: {:?}", err));
-                    parsed.response(Status::Error)
-                }
-                Err(Unstaged::Rejected(why)) => {
-                    counts.refused = counts.refused.wrapping_add(1);
-                    let reject = parsed.reject(why);
-                    self.warn(fmt!("refused {}", format_args!("{reject}")));
-                    reject.response()
-                }
+                Ok(parsed) => match self.stage(parsed, now, spares, copier, grants) {
+                    Ok(request) => {
+                        staged.push(request);
+                        count = count.wrapping_add(1);
+                        continue;
+                    }
+                    Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
+                        // A request in flight brings memory and pages when it is done.
+                        *starved = Some(*slot);
+                        counts.starved = counts.starved.wrapping_add(1);
+                        break;
+                    }
+                    Err(Unstaged::Failed(err)) => {
+                        let pending = Pending::new(self.clone(), parsed, now).0;
+                        counts.request(pending.action, pending.way, 0, true);
+                        self.warn(fmt!("a request cannot be done: {:?}", err));
+                        parsed.response(Status::Error)
+                    }
+                    Err(Unstaged::Rejected(why)) => self.refuse(&parsed.reject(why), counts),
+                },
+                // Also one that has waited, if the disk has become smaller.
+                Err(reject) => self.refuse(reject, counts),
             };
             back.put_response(memory, response);
             rejected = true;
-            if matches!(parsed.command, Request::Barrier(_)) {
+            if alone {
                 self.gate.open();
             }
         }
@@ -208,6 +205,14 @@ impl Ring {
             self.stats.add(&mut state.counts);
         }
         taken > 0
+    }
+
+    /// The answer to a request that is against the rules.
+    #[cold]
+    fn refuse(&self, reject: &Rejected, counts: &mut Counts) -> Response {
+        self.warn(fmt!("refused {}", format_args!("{reject}")));
+        counts.refused = counts.refused.wrapping_add(1);
+        reject.response()
     }
 
     /// Puts a request together, in memory that another has left or in new.

@@ -10,6 +10,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::Config;
 
+// Decades and an exbibyte: sums with clocks and numbers of sectors stay far below where they overflow.
+const SECONDS_AT_MOST: u64 = 1 << 30;
+const MIB_AT_MOST: u64 = 1 << 40;
+
 /// Drives the rings of a Xen disk from inside a guest that has no xen-blkfront loaded.
 ///
 /// Exit status: 0 all well, 1 the backend answered wrongly, 2 it could not be tested, 3 it does not offer what the
@@ -36,6 +40,8 @@ pub enum Command {
     Verify(Verify),
     /// Requests at a fixed depth, as many as the backend can do
     Load(Load),
+    /// On a slow disk: who waits for a barrier, and that nobody waits for a discard
+    Order(Order),
 }
 
 /// Options of all commands.
@@ -63,7 +69,7 @@ pub struct Common {
     #[arg(long, default_value_t = 0, global = true)]
     pub first_index: u32,
     /// Seconds that the backend may take for a change of state or a response
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, global = true)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=SECONDS_AT_MOST), global = true)]
     pub timeout: u64,
     /// Write the results there, too
     #[arg(long, value_name = "FILE", global = true)]
@@ -144,7 +150,7 @@ pub struct Verify {
     #[arg(long, default_value_t = 2000)]
     pub requests: u64,
     /// End after so many seconds, if that is earlier; 0 is no limit
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=SECONDS_AT_MOST))]
     pub seconds: u64,
     /// End when this file is there, if that is earlier
     #[arg(long, value_name = "FILE")]
@@ -156,15 +162,23 @@ pub struct Verify {
     #[arg(long)]
     pub depth: Option<u32>,
     /// MiB of the disk to use, from its start
-    #[arg(long, value_name = "MIB", default_value_t = 8)]
+    #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=MIB_AT_MOST))]
     pub area: u64,
+}
+
+/// Options of `order`.
+#[derive(Args, Debug)]
+pub struct Order {
+    /// The disk goes away meanwhile: demand only that all requests around a barrier are answered
+    #[arg(long)]
+    pub dying: bool,
 }
 
 /// Options of `load`.
 #[derive(Args, Debug)]
 pub struct Load {
     /// How long
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=SECONDS_AT_MOST))]
     pub seconds: u64,
     /// End after so many requests on each ring, if that is earlier
     #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
@@ -184,8 +198,11 @@ pub struct Load {
     /// Ask for an event only with every so many responses
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: u32,
+    /// Microseconds that each answer takes to be dealt with, once all that are there have been taken
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub think: u64,
     /// MiB of the disk to use, from its start (default: all)
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MIB_AT_MOST))]
     pub area: Option<u64>,
     /// What the random numbers start from
     #[arg(long, default_value_t = 1)]
@@ -242,5 +259,29 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_are_refused() {
+        for (line, most) in [
+            ("probe --timeout", SECONDS_AT_MOST),
+            ("verify --seconds", SECONDS_AT_MOST),
+            ("verify --area", MIB_AT_MOST),
+            ("load --seconds", SECONDS_AT_MOST),
+            ("load --area", MIB_AT_MOST),
+        ] {
+            let parsed = |number: u64| {
+                let line = format!("blkif-frontend {line} {number}");
+                Arguments::try_parse_from(line.split(' ')).map_err(|error| error.kind())
+            };
+            assert!(parsed(most).is_ok(), "{line}");
+            for number in [most + 1, u64::MAX] {
+                assert_eq!(
+                    parsed(number).err(),
+                    Some(clap::error::ErrorKind::ValueValidation),
+                    "{line} {number}"
+                );
+            }
+        }
     }
 }

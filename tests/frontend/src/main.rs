@@ -11,6 +11,7 @@ mod device;
 mod error;
 mod histogram;
 mod load;
+mod order;
 mod ring;
 mod rng;
 #[allow(unsafe_code)]
@@ -48,6 +49,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Command::Conformance(options) => conformance::run(arguments, options)?,
         Command::Verify(options) => verify::run(arguments, options)?,
         Command::Load(options) => load::run(arguments, options)?,
+        Command::Order(options) => order::run(arguments, options)?,
     };
     if let Some(path) = &arguments.common.json {
         std::fs::write(path, format!("{report:#}\n"))

@@ -153,6 +153,8 @@ struct State {
     /// What the frontend has been told; of the size, what it is now.
     disk: Disk,
     grants: Grants,
+    /// No request has been taken since an event was acknowledged.
+    unserved: bool,
     /// `give_back` waits for its time.
     giving_back: bool,
     counts: Counts,
@@ -195,6 +197,7 @@ impl Ring {
             moderation: Moderation::new(),
             disk,
             grants: Grants::new(domid, persistent, &name, stats.log.clone())?,
+            unserved: true,
             giving_back: false,
             counts: Counts::default(),
             spares: Spares::new()?,
@@ -381,14 +384,13 @@ impl Ring {
         }
         self.busy.store(true, Relaxed);
         let event = self.event.xchg(false, Full);
-        let mut spurious = true;
         let mut look_at_held = !state.held.is_empty();
         let mut hold;
         loop {
             let mut answered = self.answer(&mut state, look_at_held);
             look_at_held = false;
             if self.take(&mut state) {
-                spurious = false;
+                state.unserved = false;
                 // Some devices are done at once.
                 self.answer(&mut state, false);
                 answered = true;
@@ -411,9 +413,11 @@ impl Ring {
             }
             self.busy.store(true, Relaxed);
         }
-        if self.gate.is_closed() {
+        if self.gate.is_closed() || state.starved.is_some() || state.barrier.is_some() {
             // Not for want of requests.
-            spurious = false;
+            state.unserved = false;
+        }
+        if self.gate.is_closed() {
             if state.back.outstanding() == u32::from(state.barrier.is_some()) {
                 self.gate.quiet(self.number, &mut state.seen);
             }
@@ -424,7 +428,8 @@ impl Ring {
         }
         if event {
             if let Some(irq) = state.irq {
-                irq.eoi(spurious);
+                irq.eoi(state.unserved);
+                state.unserved = true;
             }
         }
         if self.stopping.load(Relaxed) && state.back.outstanding() == 0 {

@@ -94,6 +94,9 @@ mod intake;
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
 
+/// After so many rounds of taking and answering requests the worker lets go of the ring's state.
+const ROUNDS: u32 = 256;
+
 /// Longest time between two looks at what has not been used for a while, in milliseconds: after so
 /// long a change of the module's parameter takes effect.
 const LONGEST_PAUSE: u32 = 5000;
@@ -384,6 +387,7 @@ impl Ring {
         }
         self.busy.store(true, Relaxed);
         let event = self.event.xchg(false, Full);
+        let mut rounds = 0u32;
         let mut look_at_held = !state.held.is_empty();
         let mut hold;
         loop {
@@ -397,6 +401,16 @@ impl Ring {
             }
             if answered {
                 mem::cond_resched();
+                rounds = rounds.wrapping_add(1);
+                if rounds == ROUNDS {
+                    // Others want to see the state, too, and the house to be kept.
+                    self.publish(&mut state);
+                    self.stats.add(&mut state.counts);
+                    hold = None;
+                    self.busy.store(false, Relaxed);
+                    self.schedule();
+                    break;
+                }
                 if self.can_go_on(&mut state) {
                     continue;
                 }

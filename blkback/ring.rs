@@ -446,7 +446,10 @@ impl Ring {
                 state.unserved = true;
             }
         }
-        if self.stopping.load(Relaxed) && state.back.outstanding() == 0 {
+        if self.stopping.load(Relaxed)
+            && state.back.outstanding() == 0
+            && state.back.unpublished() == 0
+        {
             self.drained.complete_all();
         }
         hold.map(|hold| hold.nanoseconds)

@@ -27,17 +27,21 @@ use xen_bindings::{
         MAX_RING_PAGES, //
     },
     thread::wait_for_interrupts,
+    work::OwnedQueue,
     xenbus::Device,
     xenstore, //
 };
 
 use crate::{
-    driver::Context,
     gate::Gate,
     medium::Medium,
     ring::Ring,
     stats::Stats, //
 };
+
+/// Requests of a disk that wait for the storage at a time, each in a kernel thread: as many as a ring of
+/// one page holds.
+const BLOCKING_AT_ONCE: u32 = 32;
 
 /// Why there is no connection: what goes to the log and to the error node.
 pub(crate) struct Refusal {
@@ -64,6 +68,9 @@ pub(crate) struct Connection {
     channels: KVec<EventChannel<Ring>>,
     rings: KVec<Arc<Ring>>,
     gate: Arc<Gate>,
+    /// Flushes, discards, buffered I/O, allocation of blocks: what waits for the storage. A queue for each
+    /// disk, so that a guest with many of these on storage that hangs holds up nobody else.
+    blocking: Arc<OwnedQueue>,
     abi: Abi,
     ring_order: u32,
     persistent: bool,
@@ -73,7 +80,6 @@ impl Connection {
     /// Maps the rings that the frontend offers in the directory `frontend`, and binds their event
     /// channels. Requests are served from [`Connection::start`] on. May sleep.
     pub(crate) fn new(
-        context: &Arc<Context>,
         medium: &Arc<Medium>,
         disk: Disk,
         offer: Offer,
@@ -93,13 +99,15 @@ impl Connection {
             channels: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
             rings: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
             gate: Gate::new().map_err(|err| refusal(err, fmt!("allocating the rings' gate")))?,
+            blocking: OwnedQueue::new(c"xen-blkback-io", BLOCKING_AT_ONCE)
+                .and_then(|queue| Ok(Arc::new(queue, GFP_KERNEL)?))
+                .map_err(|err| refusal(err, fmt!("allocating a workqueue")))?,
             abi,
             ring_order: ring_order.unwrap_or(0),
             persistent,
         };
         for queue in 0..count {
             let (ring, bound) = new_ring(
-                context,
                 medium,
                 disk,
                 stats,
@@ -180,8 +188,10 @@ impl Drop for Connection {
             ring.shut_down();
         }
         self.gate.disconnect();
-        // A completion, perhaps in an interrupt, may still have a reference to its ring. It must not be the last,
-        // as what a ring owns is given back by functions that sleep: ours are dropped after it.
+        // A work item or a completion, perhaps in an interrupt, may still have a reference to its ring. It must
+        // not be the last, as what a ring owns is given back by functions that sleep, and the queue not in an
+        // item of its own: ours are dropped after it.
+        self.blocking.flush();
         wait_for_interrupts();
     }
 }
@@ -218,7 +228,6 @@ fn bogus(directory: &CStr, err: RingError) -> Refusal {
 /// ring has to be stopped, also if its event channel could not be bound.
 #[expect(clippy::too_many_arguments)]
 fn new_ring(
-    context: &Arc<Context>,
     medium: &Arc<Medium>,
     disk: Disk,
     stats: &Arc<Stats>,
@@ -245,7 +254,7 @@ fn new_ring(
         .map_err(Error::from)
         .and_then(|name| {
             Ring::new(
-                context.clone(),
+                connection.blocking.clone(),
                 medium.clone(),
                 name,
                 queue.unwrap_or(0) as usize,

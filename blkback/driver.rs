@@ -2,7 +2,7 @@
 
 //! The module and its xenbus driver.
 //!
-//! Owns the registration, the workqueues and the list of files in use; everything else belongs to
+//! Owns the registration, the control workqueue and the list of files in use; everything else belongs to
 //! the [`Vbd`] of a disk.
 
 #![forbid(unsafe_code)]
@@ -36,8 +36,6 @@ const IN_TREE: &CStr = c"vbd";
 pub(crate) struct Context {
     /// The life of disks: opening, connecting, closing. May wait for storage.
     pub(crate) control: OwnedQueue,
-    /// Requests that have to wait: flushes, buffered I/O, allocation of blocks.
-    pub(crate) blocking: OwnedQueue,
     /// Files that disks are on.
     #[pin]
     pub(crate) files: FilesInUse,
@@ -55,14 +53,12 @@ pub(crate) struct Module {
 }
 
 /// The context, dropped only when no work item is left that could hold a reference: the last one
-/// destroys the workqueues, which no item of theirs can do.
+/// destroys the workqueue, which no item of it can do.
 struct FlushedContext(Arc<Context>);
 
 impl Drop for FlushedContext {
     fn drop(&mut self) {
-        // In the order in which items queue other items.
         self.0.control.flush();
-        self.0.blocking.flush();
     }
 }
 
@@ -71,8 +67,7 @@ impl kernel::InPlaceModule for Module {
         pin_init::pin_init_scope(move || {
             let context = Arc::pin_init(
                 try_pin_init!(Context {
-                    control: OwnedQueue::new(c"xen-blkback")?,
-                    blocking: OwnedQueue::new(c"xen-blkback-io")?,
+                    control: OwnedQueue::new(c"xen-blkback", 0)?,
                     files <- FilesInUse::new(),
                     debugfs: Dir::new(<Driver as xenbus::Driver>::NAME),
                 }),

@@ -73,7 +73,6 @@ use xen_bindings::{
 };
 
 use crate::{
-    driver::Context,
     gate::{
         Gate,
         Seen, //
@@ -104,7 +103,8 @@ const LONGEST_PAUSE: u32 = 5000;
 /// A connected ring.
 #[pin_data]
 pub(crate) struct Ring {
-    context: Arc<Context>,
+    /// Requests of the disk that have to wait.
+    blocking: Arc<OwnedQueue>,
     medium: Arc<Medium>,
     /// For log lines.
     name: CString,
@@ -181,7 +181,7 @@ impl Ring {
     /// Prepares to serve the ring in `memory`. Nothing is served before [`Ring::start`]. May sleep.
     #[expect(clippy::too_many_arguments)]
     pub(crate) fn new(
-        context: Arc<Context>,
+        blocking: Arc<OwnedQueue>,
         medium: Arc<Medium>,
         name: CString,
         number: usize,
@@ -214,7 +214,7 @@ impl Ring {
         };
         Arc::pin_init(
             pin_init!(Self {
-                context,
+                blocking,
                 medium,
                 name,
                 number,
@@ -260,7 +260,7 @@ impl Ring {
     }
 
     pub(crate) fn blocking_queue(&self) -> &OwnedQueue {
-        &self.context.blocking
+        &self.blocking
     }
 
     /// Makes the worker. May sleep.
@@ -438,7 +438,7 @@ impl Ring {
         }
         self.keep_house(&mut state);
         if !state.held.is_empty() {
-            let _ = self.context.blocking.enqueue::<Arc<Self>, 1>(self.clone());
+            let _ = self.blocking.enqueue::<Arc<Self>, 1>(self.clone());
         }
         if event {
             if let Some(irq) = state.irq {
@@ -496,7 +496,6 @@ impl Ring {
             if (grants.has_spare() || spares.has_spare()) && !self.stopping.load(Relaxed) {
                 state.giving_back = true;
                 let _ = self
-                    .context
                     .blocking
                     .enqueue_delayed::<Arc<Self>, 2>(self.clone(), unused);
             }

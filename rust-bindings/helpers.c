@@ -79,9 +79,9 @@ __rust_helper struct llist_node *rust_helper_llist_del_all(struct llist_head *he
 /* workqueue */
 
 __rust_helper struct workqueue_struct *
-rust_helper_alloc_workqueue(const char *name, unsigned int flags)
+rust_helper_alloc_workqueue(const char *name, unsigned int flags, int max_active)
 {
-	return alloc_workqueue("%s", flags, 0, name);
+	return alloc_workqueue("%s", flags, max_active, name);
 }
 
 __rust_helper void rust_helper_init_work(struct work_struct *work, work_func_t func)
@@ -336,7 +336,6 @@ __rust_helper bool rust_helper_file_can_fallocate(struct file *file)
 {
 	return file->f_op->fallocate;
 }
-
 __rust_helper unsigned int rust_helper_file_block_size(struct file *file)
 {
 	return i_blocksize(file_inode(file));

@@ -30,14 +30,16 @@ unsafe impl Send for OwnedQueue {}
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
-    /// Creates a workqueue. May sleep.
+    /// Creates a workqueue, `max_active` items of which run at a time at most; 0 stands for the default of
+    /// 1024 (`WQ_DFL_ACTIVE`). May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM` if memory or the rescuer thread could not be had.
-    pub fn new(name: &CStr) -> Result<Self> {
+    pub fn new(name: &CStr, max_active: u32) -> Result<Self> {
         // SAFETY: `name` is NUL-terminated, and the callee copies it.
-        let wq = unsafe { raw::alloc_workqueue(name.as_char_ptr(), raw::WQ_DISK) };
+        let wq =
+            unsafe { raw::alloc_workqueue(name.as_char_ptr(), raw::WQ_DISK, max_active as i32) };
         // INVARIANT: A workqueue just created is ours.
         Ok(Self(NonNull::new(wq).ok_or(ENOMEM)?))
     }

@@ -185,7 +185,7 @@ impl Ring {
                     mapped.data().trace_start(self, mapped.bytes());
                     let waiting = (count > 1).then_some(&mut waiting);
                     self.medium
-                        .submit(mapped, waiting, &self.context.blocking, &self.name);
+                        .submit(mapped, waiting, &self.blocking, &self.name);
                 }
                 Err(done) => {
                     done.data().trace_start(self, 0);

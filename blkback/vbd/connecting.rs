@@ -114,7 +114,6 @@ impl Vbd {
             max_indirect_segments: MAX_INDIRECT_SEGMENTS,
         };
         let connection = match Connection::new(
-            &self.context,
             medium,
             disk,
             inner.offer,

@@ -99,6 +99,10 @@ struct Inner {
     offer: Offer,
     /// How many more times a driver before us is waited for, which has requests in flight.
     waits: u32,
+    /// When a frontend was last refused ([`clock::nanoseconds`]), until one is connected.
+    ///
+    /// [`clock::nanoseconds`]: xen_bindings::clock::nanoseconds
+    refused: Option<u64>,
     /// Dropped before the medium it uses.
     connection: Option<Connection>,
     mode: DiskMode,
@@ -144,6 +148,7 @@ impl Vbd {
                         persistent: params::feature_persistent(),
                     },
                     waits: 0,
+                    refused: None,
                     connection: None,
                     mode: DiskMode::from_node(b"r"),
                     sectors: 0,

@@ -19,6 +19,7 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 use xen_bindings::{
+    clock,
     io::DiscardLimits,
     ring::MAX_RING_ORDER,
     xenbus::State,
@@ -48,6 +49,10 @@ const VDISK_READONLY: u32 = 4;
 
 /// Time between two looks at the size of a connected disk, in milliseconds.
 const SIZE_PAUSE: u32 = 500;
+
+/// How long a frontend that could not be connected has to wait before that is tried again, in nanoseconds, less
+/// than [`SIZE_PAUSE`]: the xenbus writes a line to the log for each ring that cannot be mapped.
+const REFUSAL_PAUSE: u64 = 400_000_000;
 
 /// How many such times a driver before us is waited for: a minute.
 const FORMER_DRIVER_WAITS: u32 = 120;
@@ -97,6 +102,14 @@ impl Vbd {
         let Source::Open(medium) = &inner.source else {
             return;
         };
+        let now = clock::nanoseconds();
+        if inner
+            .refused
+            .is_some_and(|then| now.saturating_sub(then) < REFUSAL_PAUSE)
+        {
+            return self.look_again(inner);
+        }
+        inner.refused = None;
         let discard = if inner.mode.writable && self.discard_enabled() {
             medium.discard()
         } else {
@@ -134,6 +147,7 @@ impl Vbd {
                 return;
             }
             Err(refusal) => {
+                inner.refused = Some(now);
                 self.refuse(refusal.error, &refusal.what);
                 return;
             }
@@ -188,7 +202,9 @@ impl Vbd {
         if inner.connection.is_some() {
             self.tell_size(&mut inner);
             self.look_again(&mut inner);
-        } else if inner.waits > 0 && !matches!(inner.source, Source::Removed) {
+        } else if (inner.waits > 0 || inner.refused.is_some())
+            && !matches!(inner.source, Source::Removed)
+        {
             self.follow_frontend(&mut inner);
         }
     }

@@ -42,7 +42,9 @@ def run(env: Env) -> None:
     # Hundreds of wrong states and requests leave a few lines, and a line that says how many there would have been.
     before, start = len(env.kernel_log.lines()), time.monotonic()
     front = env.store.read(f"{odd.backend('xvda')}/frontend")
-    for state, times, answer in (("8", 300, "5"), ("6", 1, "6"), ("1", 1, "2")):
+    env.store.write(f"{front}/ring-ref", "8")
+    env.store.write(f"{front}/event-channel", "1")
+    for state, times, answer in (("8", 300, "5"), ("3", 300, "5"), ("6", 1, "6"), ("1", 1, "2")):
         for _ in range(times):
             env.store.write(f"{front}/state", state)
         wait_for(lambda answer=answer: env.store.read(f"{odd.backend('xvda')}/state") == answer, 20, f"the answer to state {state}")

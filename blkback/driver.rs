@@ -14,6 +14,7 @@ use kernel::{
 };
 use xen_bindings::{
     sysfs::Group,
+    thread::wait_for_tasks,
     work::OwnedQueue,
     xenbus, //
 };
@@ -59,6 +60,8 @@ struct FlushedContext(Arc<Context>);
 impl Drop for FlushedContext {
     fn drop(&mut self) {
         self.0.control.flush();
+        // A completion of a request may have been preempted on its last instructions, which are going away.
+        wait_for_tasks();
     }
 }
 

@@ -34,6 +34,12 @@ pub fn wait_for_interrupts() {
     unsafe { raw::synchronize_rcu() }
 }
 
+/// Waits until every task that was preempted has gone on and slept by itself. May sleep, for seconds.
+pub fn wait_for_tasks() {
+    // SAFETY: No requirement but a context that may sleep, which the documentation demands.
+    unsafe { raw::synchronize_rcu_tasks() }
+}
+
 /// Something that a thread does whenever it is woken.
 pub trait Worker: Send + Sync + 'static {
     /// The flag by which the thread is woken.

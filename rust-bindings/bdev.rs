@@ -255,8 +255,8 @@ impl BlockDevice {
 
 impl Drop for BlockDevice {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the file is ours.
-        unsafe { raw::bdev_fput(self.file.as_ptr()) }
+        // SAFETY: By the type invariant the file is ours; we are in task context, and hold no lock that closing takes.
+        unsafe { raw::bdev_close_sync(self.file.as_ptr()) }
     }
 }
 

@@ -336,6 +336,15 @@ __rust_helper bool rust_helper_file_can_fallocate(struct file *file)
 {
 	return file->f_op->fallocate;
 }
+
+/* Closes it before this returns; without the second reference, a work item would do that */
+__rust_helper void rust_helper_bdev_close_sync(struct file *bdev_file)
+{
+	get_file(bdev_file);
+	bdev_fput(bdev_file);
+	__fput_sync(bdev_file);
+}
+
 __rust_helper unsigned int rust_helper_file_block_size(struct file *file)
 {
 	return i_blocksize(file_inode(file));

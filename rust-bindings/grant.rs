@@ -177,13 +177,25 @@ impl Grants {
                 });
             }
         }
+        let page = match self.pool.get() {
+            Ok(page) => page,
+            Err(_) => self.page_of_unused()?,
+        };
         self.ways.mapped = self.ways.mapped.wrapping_add(1);
         // INVARIANT: The page comes from a pool, and is not mapped.
         Ok(Slot {
-            page: self.pool.get()?,
+            page,
             gref,
             backing: Backing::Nothing,
         })
+    }
+
+    /// A page when there is no memory for more: persistent grants have pages, too, and may have those that the
+    /// pool held back.
+    #[cold]
+    fn page_of_unused(&mut self) -> Result<NonNull<raw::page>> {
+        self.evict(INLINE_SEGMENTS, jiffies() as u64);
+        self.pool.get()
     }
 
     /// How pages were made ready since the last call.

@@ -32,7 +32,9 @@ impl Source {
             Source::ForGrants => {
                 let mut page = core::ptr::null_mut();
                 // SAFETY: `page` is room for one pointer.
-                to_result(unsafe { raw::gnttab_alloc_pages(1, &mut page) })?;
+                //
+                // Without room for more of them the error is another one, but it means the same.
+                to_result(unsafe { raw::gnttab_alloc_pages(1, &mut page) }).map_err(|_| ENOMEM)?;
                 page
             }
             // SAFETY: May be called in this context.

@@ -168,7 +168,8 @@ impl Latency {
 impl Counts {
     /// A request of `bytes` bytes has been answered.
     pub(crate) fn request(&mut self, action: Action, way: Way, bytes: u32, failed: bool) {
-        self.buffered = self.buffered.wrapping_add(i64::from(way == Way::Buffered));
+        let buffered = way == Way::Buffered && bytes != 0;
+        self.buffered = self.buffered.wrapping_add(i64::from(buffered));
         let sectors = i64::from(bytes.wrapping_div(SECTOR_SIZE));
         let (requests, errors) = match action {
             Action::Read => (&mut self.reads, &mut self.read_errors),

@@ -255,6 +255,10 @@ class Guest:
         kind = "qdisk" if self.env.backend == "qdisk" else "vbd"
         return f"/local/domain/0/backend/{kind}/{self.domid}/{vdev_number(vdev)}"
 
+    def statistics(self, vdev: str) -> str:
+        """Where the backend counts what a disk does."""
+        return f"/sys/bus/xen-backend/devices/vbd-{self.domid}-{vdev_number(vdev)}/statistics"
+
     def served_by(self, vdev: str) -> str:
         """The module or program that serves a disk."""
         if self.env.store.read(f"{self.backend(vdev)}/frontend") and self.env.backend == "qdisk":

@@ -30,7 +30,7 @@ def bind(guest: Guest, vdev: str, backend: str) -> None:
 def served(guest: Guest, vdev: str, backend: str) -> None:
     """The driver has taken the disk over, and does requests."""
     equal(guest.served_by(vdev), DRIVER[backend], f"who serves {vdev}")
-    statistics = f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number(vdev)}/statistics"
+    statistics = guest.statistics(vdev)
 
     def done() -> int:
         return sum(int(read(f"{statistics}/{name}", "0")) for name in ("rd_req", "wr_req"))

@@ -4,7 +4,7 @@ import os
 
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
-from lib.guest import Guest, vdev_number
+from lib.guest import Guest
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
@@ -49,7 +49,7 @@ def run(env: Env) -> None:
     guest.sh("dd if=/dev/xvda of=/dev/null bs=1M iflag=direct && dd if=/dev/zero of=/dev/xvda bs=1M count=1 oflag=direct conv=notrunc")
     guest.fails("dd if=/dev/xvdb of=/dev/null bs=1M iflag=direct")
     if env.backend == "rs":
-        errors = sh(f"cat /sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number('xvdb')}/statistics/rd_err")
+        errors = sh(f"cat {guest.statistics('xvdb')}/rd_err")
         check(int(errors) > 0, "no read error was counted")
     sh(f"dmsetup suspend {name}; echo 0 {SMALL << 11} linear {raw} 0 | dmsetup reload {name}; dmsetup resume {name}")
     guest.sh("dd if=/dev/xvdb of=/dev/null bs=1M iflag=direct")

@@ -5,7 +5,7 @@ import re
 
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
-from lib.guest import Guest, vdev_number
+from lib.guest import Guest
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
@@ -21,7 +21,7 @@ def run(env: Env) -> None:
     image = env.file("ext4", "disk", 32 << 20)
     device = env.device(32)
     guest = env.guest(env.disk(image, "xvda"), env.disk(device, "xvdb", access="r"), env.disk(env.file("tmpfs", "memory", 4 << 20), "xvdc"))
-    disks = {vdev: f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number(vdev)}" for vdev in ("xvda", "xvdb", "xvdc")}
+    disks = {vdev: os.path.dirname(guest.statistics(vdev)) for vdev in ("xvda", "xvdb", "xvdc")}
 
     def numbers(vdev: str) -> dict[str, int]:
         names = NAMES + (OURS if env.backend == "rs" else ())

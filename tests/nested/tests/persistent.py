@@ -1,7 +1,5 @@
 """Grants stay mapped for a frontend that uses them again: not too many, and not for ever."""
 
-import re
-
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
 from lib.leaks import mapped

@@ -297,14 +297,20 @@ impl Lab {
                 )),
             };
         }
-        let blocks = properties.sector_size as usize;
-        if row.expect == Status::Okay
-            && self
+        if row.expect == Status::Okay {
+            let blocks = u64::from(properties.sector_size) / SECTOR as u64;
+            let pieces: Vec<u64> = self
                 .segments(row)
                 .iter()
-                .any(|piece| piece.length() * SECTOR % blocks != 0)
-        {
-            return Err(format!("the disk has blocks of {blocks} bytes"));
+                .map(|piece| piece.length() as u64)
+                .collect();
+            if (self.sector(row) | pieces.iter().sum::<u64>()) % blocks != 0 {
+                return Ok((vec![Status::Error], "the disk has larger blocks"));
+            }
+            if pieces.iter().any(|length| length % blocks != 0) {
+                let either = vec![Status::Okay, Status::Error];
+                return Ok((either, "a block of the disk in several pieces"));
+            }
         }
         let holds = |exception: &&Exception| {
             exception.peer == self.peer
@@ -321,6 +327,13 @@ impl Lab {
             return Ok((vec![Status::Error], "the disk is read-only"));
         }
         Ok((vec![row.expect], ""))
+    }
+
+    fn sector(&self, row: &Row) -> u64 {
+        match row.at {
+            At::Sector(sector) => sector,
+            At::BeforeEnd(sectors) => self.properties().sectors - sectors,
+        }
     }
 
     /// The pieces of pages that a row uses.
@@ -409,10 +422,7 @@ impl Lab {
             Ok(expectation) => expectation,
             Err(why) => return Ok(Outcome::Skip(why)),
         };
-        let sector = match row.at {
-            At::Sector(sector) => sector,
-            At::BeforeEnd(sectors) => self.properties().sectors - sectors,
-        };
+        let sector = self.sector(row);
         let places = self.segments(row);
         let length = places.iter().map(|place| place.length()).sum::<usize>() as u64;
         let data = self.fresh(sector, length);

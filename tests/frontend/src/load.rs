@@ -40,6 +40,7 @@ struct Plan {
     /// Requests of a ring.
     limit: u64,
     timeout: Duration,
+    think: Duration,
     end: Instant,
 }
 
@@ -54,6 +55,8 @@ struct Measured {
     /// Events that came and that were sent.
     events: u64,
     notifications: u64,
+    /// At most so many requests after those that it knew the backend has asked for an event.
+    asked_ahead: u32,
 }
 
 /// A request that can be sent again and again: only operation, identifier and place on the disk change.
@@ -155,6 +158,7 @@ fn plan(device: &Device, options: &Load, timeout: u64) -> Result<Plan> {
         batch: options.batch.min(options.depth),
         seed: options.seed,
         timeout: Duration::from_secs(timeout),
+        think: Duration::from_micros(options.think),
         limit: options.requests,
         end: Instant::now(),
     })
@@ -227,11 +231,9 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
     for slot in 0..plan.depth {
         send(ring, slot, templates);
     }
+    let mut seen = Vec::new();
     loop {
-        if ring.publish() {
-            ring.channel.notify()?;
-            measured.notifications += 1;
-        }
+        publish(ring, &mut measured)?;
         let running = Instant::now() < plan.end;
         let mut found = false;
         while let Some(response) = ring.next_response()? {
@@ -252,8 +254,21 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
                     measured.failed.push(template.sector);
                 }
             }
-            if running {
+            if !plan.think.is_zero() {
+                seen.push(response.id as usize);
+            } else if running {
                 send(ring, response.id as usize, templates);
+            }
+        }
+        if !seen.is_empty() {
+            // As a kernel does, whose programs run after its interrupt handler.
+            ring.ask_event(plan.batch);
+            for slot in seen.drain(..) {
+                std::thread::sleep(plan.think);
+                if running {
+                    send(ring, slot, templates);
+                    publish(ring, &mut measured)?;
+                }
             }
         }
         if found {
@@ -324,7 +339,19 @@ impl Measured {
         self.failed.extend(&other.failed);
         self.events += other.events;
         self.notifications += other.notifications;
+        self.asked_ahead = self.asked_ahead.max(other.asked_ahead);
     }
+}
+
+/// Shows the backend the requests that have been put.
+fn publish(ring: &mut Ring, measured: &mut Measured) -> Result<()> {
+    if ring.publish() {
+        ring.channel.notify()?;
+        measured.notifications += 1;
+    }
+    let ahead = ring.req_event().wrapping_sub(ring.req_prod()) as i32;
+    measured.asked_ahead = measured.asked_ahead.max(ahead.max(0) as u32);
+    Ok(())
 }
 
 fn report(arguments: &Arguments, options: &Load, total: &Measured, seconds: f64) -> (bool, Value) {
@@ -373,6 +400,7 @@ fn report(arguments: &Arguments, options: &Load, total: &Measured, seconds: f64)
         "latency_us": { "mean": total.latency.mean() / 1000.0, "max": microseconds(total.latency.max()), "percentiles": latency },
         "events": total.events,
         "notifications": total.notifications,
+        "asked_ahead": total.asked_ahead,
     });
     (total.errors == 0, report)
 }

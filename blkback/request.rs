@@ -15,7 +15,10 @@ use blkif::{
 };
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        rcu,
+        Arc, //
+    },
 };
 use xen_bindings::{
     io::{
@@ -190,6 +193,9 @@ impl Pending {
 
 impl Owner for Pending {
     fn complete(mut done: Done<Self>) {
+        // From the moment the ring has it, somebody may be waiting for us to let go of the ring, with
+        // `wait_for_interrupts`: we may be preempted, but not unnoticed.
+        let _guard = rcu::read_lock();
         // The request may be answered and gone as soon as it is in the list.
         if let Some(ring) = done.data_mut().ring.take() {
             ring.completed(done);
@@ -197,6 +203,8 @@ impl Owner for Pending {
     }
 
     fn retry(mut io: Joined<Self>, why: Retry) {
+        // As above.
+        let _guard = rcu::read_lock();
         if let Some(ring) = io.data().ring.clone() {
             if why == Retry::NotDirect {
                 io.data_mut().way = Way::Buffered;

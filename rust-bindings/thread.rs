@@ -27,7 +27,8 @@ use crate::{
     raw, //
 };
 
-/// Waits until every interrupt handler that runs now, on any processor, has returned. May sleep.
+/// Waits until every interrupt handler that runs now, and every section under RCU's read lock, on any processor,
+/// has ended. May sleep.
 pub fn wait_for_interrupts() {
     // SAFETY: No requirement but a context that may sleep, which the documentation demands. Code with interrupts
     // or softirqs disabled is a reader of RCU.

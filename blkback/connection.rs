@@ -39,9 +39,9 @@ use crate::{
     stats::Stats, //
 };
 
-/// Requests of a disk that wait for the storage at a time, each in a kernel thread: as many as a ring of
-/// one page holds.
-const BLOCKING_AT_ONCE: u32 = 32;
+/// Requests of a disk that wait for the storage at a time, each in a kernel thread: as many as four rings of
+/// one page hold, so that the writes to a file system that is frozen leave room for reads.
+const BLOCKING_AT_ONCE: u32 = 128;
 
 /// Why there is no connection: what goes to the log and to the error node.
 pub(crate) struct Refusal {

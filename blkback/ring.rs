@@ -25,7 +25,7 @@ use blkif::{
     RingError, //
 };
 use kernel::{
-    fmt, impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
+    fmt, impl_has_delayed_work, new_delayed_work, new_mutex,
     prelude::*,
     str::CString,
     sync::{
@@ -41,8 +41,8 @@ use kernel::{
     },
     time::msecs_to_jiffies,
     workqueue::{
+        self,
         DelayedWork,
-        Work,
         WorkItem, //
     },
 };
@@ -67,7 +67,6 @@ use xen_bindings::{
     },
     work::{
         cancel_delayed_work,
-        flush_work,
         OwnedQueue, //
     },
 };
@@ -132,17 +131,11 @@ pub(crate) struct Ring {
     /// Set by [`Ring::prepare`].
     thread: SetOnce<Thread<Ring>>,
     #[pin]
-    look_again: Work<Ring, 1>,
-    #[pin]
-    give_back: DelayedWork<Ring, 2>,
-}
-
-impl_has_work! {
-    impl HasWork<Self, 1> for Ring { self.look_again }
+    give_back: DelayedWork<Ring>,
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<Self, 2> for Ring { self.give_back }
+    impl HasDelayedWork<Self> for Ring { self.give_back }
 }
 
 /// What only the worker uses.
@@ -231,7 +224,6 @@ impl Ring {
                 state <- new_mutex!(state),
                 wanted: Wanted::default(),
                 thread: SetOnce::new(),
-                look_again <- new_work!("Ring::look_again"),
                 give_back <- new_delayed_work!("Ring::give_back"),
             }),
             GFP_KERNEL,
@@ -312,8 +304,7 @@ impl Ring {
     /// After [`Ring::drain`], unmaps the ring. The event channel must have been unbound before. May
     /// sleep.
     pub(crate) fn shut_down(self: &Arc<Self>) {
-        cancel_delayed_work::<Self, 2>(self);
-        flush_work(&self.look_again);
+        cancel_delayed_work::<Self, 0>(self);
         if let Some(thread) = self.thread.as_ref() {
             thread.stop();
         }
@@ -437,9 +428,6 @@ impl Ring {
             }
         }
         self.keep_house(&mut state);
-        if !state.held.is_empty() {
-            let _ = self.blocking.enqueue::<Arc<Self>, 1>(self.clone());
-        }
         if event {
             if let Some(irq) = state.irq {
                 irq.eoi(state.unserved);
@@ -452,7 +440,9 @@ impl Ring {
         {
             self.drained.complete_all();
         }
-        hold.map(|hold| hold.nanoseconds)
+        let held = (!state.held.is_empty()).then_some(HELD_PAUSE.as_nanos().unsigned_abs());
+        let hold = hold.map(|hold| hold.nanoseconds);
+        [hold, held].into_iter().flatten().min()
     }
 
     /// Is there something to do, as far as is known without asking for an event?
@@ -495,9 +485,9 @@ impl Ring {
             let unused = unused.min(msecs_to_jiffies(LONGEST_PAUSE));
             if (grants.has_spare() || spares.has_spare()) && !self.stopping.load(Relaxed) {
                 state.giving_back = true;
-                let _ = self
-                    .blocking
-                    .enqueue_delayed::<Arc<Self>, 2>(self.clone(), unused);
+                // Not the disk's queue, in which all may wait for the storage.
+                let _ = workqueue::system_unbound()
+                    .enqueue_delayed::<Arc<Self>, 0>(self.clone(), unused);
             }
         }
     }
@@ -637,16 +627,7 @@ impl Worker for Ring {
     }
 }
 
-impl WorkItem<1> for Ring {
-    type Pointer = Arc<Ring>;
-
-    fn run(this: Arc<Ring>) {
-        kernel::time::delay::fsleep(HELD_PAUSE);
-        this.schedule();
-    }
-}
-
-impl WorkItem<2> for Ring {
+impl WorkItem for Ring {
     type Pointer = Arc<Ring>;
 
     fn run(this: Arc<Ring>) {

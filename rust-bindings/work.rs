@@ -71,14 +71,6 @@ impl Drop for OwnedQueue {
     }
 }
 
-/// Waits until `work`, if it is queued or running, has finished. May sleep.
-///
-/// Must not be called from the work item itself: it would wait for itself.
-pub fn flush_work<T: ?Sized, const ID: u64>(work: &workqueue::Work<T, ID>) {
-    // SAFETY: `work` is a valid reference, so is the `work_struct` in it.
-    unsafe { raw::flush_work(workqueue::Work::raw_get(work)) };
-}
-
 /// Takes a delayed work item back that waits for its time, and waits until it has finished if it
 /// runs. It must not be queued again meanwhile. May sleep.
 ///

@@ -30,7 +30,7 @@ const BEFORE: u64 = 0;
 const BARRIER: u64 = 1;
 const AFTER: u64 = 2;
 const AFTER_ON_FIRST: u64 = 5;
-const DISCARD: u64 = 1;
+const DISCARD: u64 = 0;
 const PLACES: u64 = 3;
 
 /// A disk with a page for each request.

@@ -63,18 +63,19 @@ fn probe(arguments: &Arguments) -> Result<(bool, serde_json::Value)> {
     let mut device = Device::connect(config)?;
     println!("{:#}", device.properties.json());
     let pages = sys::Pages::grant(device.backend_id, 1, true)?;
-    let segment = wire::Segment {
-        gref: pages.grefs()[0],
-        first: 0,
-        last: 7,
-    };
     let common = wire::Common {
         id: 1,
         sector: 0,
         handle: 0,
     };
     let ring = &mut device.rings[0];
-    ring.put(&wire::direct(ring.abi(), 0, OP_READ, 1, common, &[segment]));
+    ring.put(&wire::page(
+        ring.abi(),
+        0,
+        OP_READ,
+        common,
+        pages.grefs()[0],
+    ));
     ring.push()?;
     let response = ring.wait_response(config.timeout)?;
     println!("read of one page: status {}", response.status);

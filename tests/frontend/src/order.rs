@@ -16,7 +16,7 @@ use crate::args::{Arguments, Order};
 use crate::device::Device;
 use crate::error::{fail, Error, Result};
 use crate::sys::{Pages, PAGE};
-use crate::wire::{self, Common, Segment};
+use crate::wire::{self, Common};
 
 /// Pause between two looks at the rings, much shorter than what the disk takes.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -155,25 +155,14 @@ impl Slow {
 
     /// Sends a request for one page.
     fn put(&mut self, ring: usize, operation: u8, id: u64) -> Result<()> {
-        let segment = Segment {
-            gref: self.pages.grefs()[id as usize],
-            first: 0,
-            last: 7,
-        };
+        let gref = self.pages.grefs()[id as usize];
         let common = Common {
             id,
             sector: self.sector(id),
             handle: 0,
         };
         let target = &mut self.device.rings[ring];
-        target.put(&wire::direct(
-            target.abi(),
-            0,
-            operation,
-            1,
-            common,
-            &[segment],
-        ));
+        target.put(&wire::page(target.abi(), 0, operation, common, gref));
         target.push()
     }
 

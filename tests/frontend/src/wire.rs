@@ -100,6 +100,16 @@ pub fn direct(
     slot
 }
 
+/// A read or write of one whole page.
+pub fn page(abi: Abi, filler: u8, operation: u8, common: Common, gref: u32) -> RawSlot {
+    let segment = Segment {
+        gref,
+        first: 0,
+        last: 7,
+    };
+    direct(abi, filler, operation, 1, common, &[segment])
+}
+
 /// A request whose `count` segments lie in the pages `grefs`.
 pub fn indirect(
     abi: Abi,

@@ -229,23 +229,12 @@ impl Lab {
         let gref = self.pages.grefs()[(self.rng.below(PAGES_AT_LEAST as u64)) as usize];
         let sector = self.rng.below(HEAD / 8) * 8;
         let ring = self.ring();
-        let segment = Segment {
-            gref,
-            first: 0,
-            last: 7,
+        let common = Common {
+            id,
+            sector,
+            handle: 0,
         };
-        ring.put(&wire::direct(
-            ring.abi(),
-            FILLER,
-            OP_READ,
-            1,
-            Common {
-                id,
-                sector,
-                handle: 0,
-            },
-            &[segment],
-        ));
+        ring.put(&wire::page(ring.abi(), FILLER, OP_READ, common, gref));
     }
 
     /// Puts a request of an operation that no backend knows.

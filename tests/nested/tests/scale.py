@@ -15,8 +15,8 @@ ESTIMATE = 70
 LONG = 8
 PARALLEL = 8  # disks attached in parallel, to several guests
 AT_ONCE = 16  # of them: an xl waits ten seconds for the backend, and more of them starve each other on one emulated processor
-IDLE = {"rs": 6, "loop": 2}  # disks of one guest
-MOST_KIB = 150  # 77 and 87 were measured; of dom0's memory for an idle disk that is connected
+IDLE = {"rs": 12, "loop": 2}  # disks of one guest
+MOST_KIB = 100  # of dom0's memory for an idle disk that is connected
 ROUNDS = 2
 
 

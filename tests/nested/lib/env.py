@@ -90,6 +90,11 @@ class Env:
            "udevadm settle")
         return f"/dev/mapper/{name}"
 
+    @staticmethod
+    def reload(device: str, table: str) -> None:
+        """Gives a device mapper device another table, one line for each target, while it is in use."""
+        sh(f"dmsetup suspend {device}; echo '{table}' | dmsetup reload {device}; dmsetup resume {device}")
+
     def raw_device(self) -> str:
         """The spare drive itself, of 1 GiB."""
         return drive("xb-bdev")

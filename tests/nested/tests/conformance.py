@@ -120,7 +120,7 @@ class JoinedFile:
             equal([int(read(counter)) for counter in counters], errors, f"errors counted of reads and writes in {options}")
             equal(failed, [bad * size * 2], f"sectors of requests that failed in {options}")
             check((4 * size << 10, 4 * size << 10) in ios, f"not done together before they failed: {ios}")
-        self.load_table(" ".join(self.table))
+        Env.reload(self.device, " ".join(self.table))
         found = self.pieces(size << 10, count)
         equal([number for number in range(count) if found[number] != good[number]], [bad], "requests whose data are not in the file")
         equal(self.traced(guest, write)[0], [], "requests that failed when the block was good again")
@@ -153,11 +153,8 @@ class JoinedFile:
             block, = struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", offset >> 12)))
         start, sectors, _, device, first = self.table
         bad, end = block * 8, block * 8 + 8
-        self.load_table(f"{start} {bad} linear {device} {first}\n{bad} 8 error\n"
-                        f"{end} {int(sectors) - end} linear {device} {int(first) + end}")
-
-    def load_table(self, table: str) -> None:
-        sh(f"dmsetup suspend {self.device}; echo '{table}' | dmsetup reload {self.device}; dmsetup resume {self.device}")
+        Env.reload(self.device, f"{start} {bad} linear {device} {first}\n{bad} 8 error\n"
+                                f"{end} {int(sectors) - end} linear {device} {int(first) + end}")
 
 
 def offered(guest: Guest, vdev: str) -> list[str]:

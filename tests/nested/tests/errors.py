@@ -26,9 +26,6 @@ def run(env: Env) -> None:
     guest = env.guest(env.disk(device, "xvda"), env.disk(f"{MOUNT}/disk", "xvdb"))
     statistics = guest.statistics("xvda")
 
-    def table(text: str) -> None:
-        sh(f"dmsetup suspend {device}; echo '{text}' | dmsetup reload {device}; dmsetup resume {device}")
-
     def errors() -> dict[str, int]:
         return {name: int(read(f"{statistics}/{name}")) for name in WAYS}
 
@@ -41,7 +38,8 @@ def run(env: Env) -> None:
     all_work()
     # Udev looks at many a place, but not at this one.
     bad, end = 5 << 11, 6 << 11
-    table(f"0 {bad} linear {raw} 0\n{bad} {end - bad} flakey {raw} {bad} 0 3600\n{end} {(SIZE << 11) - end} linear {raw} {end}")
+    env.reload(device, f"0 {bad} linear {raw} 0\n{bad} {end - bad} flakey {raw} {bad} 0 3600\n"
+                       f"{end} {(SIZE << 11) - end} linear {raw} {end}")
     for name, way in WAYS.items():
         before = errors()
         done = guest.run(way)
@@ -50,7 +48,7 @@ def run(env: Env) -> None:
         after = errors()
         check(after[name] > before[name], f"{name} is {after[name]} after an error, as before")
         equal({**after, name: 0}, {**before, name: 0}, f"errors of other operations when there was one for {name}")
-    table(good)
+    env.reload(device, good)
     all_work()
 
     # This file system cannot make holes, and does not say so before it is asked.

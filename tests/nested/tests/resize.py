@@ -20,11 +20,12 @@ def seen(guest: Guest, vdev: str, megabytes: int) -> None:
 def run(env: Env) -> None:
     image = env.file("ext4", "disk", SMALL << 20)
     device = env.device(SMALL)
-    name, raw = os.path.basename(device), env.raw_device()
+    raw = env.raw_device()
     guest = env.guest(env.disk(image, "xvda"), env.disk(device, "xvdb"))
 
     def resize(megabytes: int) -> None:
-        sh(f"truncate -s {megabytes}M {image}; dmsetup suspend {name}; echo 0 {megabytes << 11} linear {raw} 0 | dmsetup reload {name}; dmsetup resume {name}")
+        sh(f"truncate -s {megabytes}M {image}")
+        env.reload(device, f"0 {megabytes << 11} linear {raw} 0")
         if env.backend == "loop":
             sh("losetup -c $(losetup -n -O NAME)")
         for vdev in ("xvda", "xvdb"):
@@ -45,13 +46,13 @@ def run(env: Env) -> None:
     # The file's name goes, its contents stay until the guest lets go; the device's contents go.
     if env.backend == "rs":
         image.unlink()  # a loop device would stay behind
-    sh(f"dmsetup suspend {name}; echo 0 {SMALL << 11} error | dmsetup reload {name}; dmsetup resume {name}")
+    env.reload(device, f"0 {SMALL << 11} error")
     guest.sh("dd if=/dev/xvda of=/dev/null bs=1M iflag=direct && dd if=/dev/zero of=/dev/xvda bs=1M count=1 oflag=direct conv=notrunc")
     guest.fails("dd if=/dev/xvdb of=/dev/null bs=1M iflag=direct")
     if env.backend == "rs":
         errors = sh(f"cat {guest.statistics('xvdb')}/rd_err")
         check(int(errors) > 0, "no read error was counted")
-    sh(f"dmsetup suspend {name}; echo 0 {SMALL << 11} linear {raw} 0 | dmsetup reload {name}; dmsetup resume {name}")
+    env.reload(device, f"0 {SMALL << 11} linear {raw} 0")
     guest.sh("dd if=/dev/xvdb of=/dev/null bs=1M iflag=direct")
     check(guest.exists(), "the guest is gone")
     guest.shutdown()

@@ -92,6 +92,7 @@ def main() -> int:
         case "bench":
             return built_and_nested(options, "bench.py", *(word for word in options.argv if word != "--"))
         case "install":
+            module.need_kernel(module.release_of(options.kver, options.kdir), options.dest)
             to = module.target(options.kver, options.kdir)
             module.build(to)
             module.install(to.release, options.dest, to.ko)

@@ -134,6 +134,7 @@ def refused(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
                 (f"xb.py module --kver {kver}", archive.default_kver()),  # in the list of those that exist
                 ("xb.py check rustfmt typo", "no check typo"),
                 ("xb.py check --nested rustfmt", "leave out rustfmt"),
+                (f"xb.py install --kver {kver}", f"kernel {kver} is not installed"),
                 (f"xb.py uninstall --kver {kver} --dest {file}", f"cannot remove {file}/lib"),
                 (f"xb.py uninstall --kdir {name} --dest {name}", "with KVER= instead"),
                 (f"nested/run.py --kver {kver} --repeat 0", "0 is not positive"),

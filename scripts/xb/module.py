@@ -179,6 +179,17 @@ def _verify(to: Target) -> None:
         raise Fail(f"the module needs symbols that {to.release} does not export: {' '.join(missing)}")
 
 
+def need_kernel(release: str, dest: Path) -> None:
+    """Refuses to install for a kernel that is not there, where the module would never be loaded. Below a DESTDIR, as a package
+    is made, it need not be."""
+    every = dest / "lib/modules"
+    if dest != Path("/") or (every / release / "modules.order").exists():
+        return
+    known = " ".join(sorted(path.parent.name for path in every.glob("*/modules.order"))) or "none"
+    raise Fail(f"kernel {release} is not installed, so its module would never be loaded (installed: {known}).\n"
+               f"  Choose one of these with KVER=, or install it: apt-get install linux-image-{release}")
+
+
 def install(release: str, dest: Path, ko: Path | None) -> None:
     """Puts module, modprobe.d file and hotplug helper where a Debian dom0 looks for them; without KO removes them."""
     dist = TOP / "scripts/dist"

@@ -218,7 +218,7 @@ class Bench:
         if module and module != self.module:
             for other in (RS, IN_TREE):
                 sh(f"rmmod {other.replace('-', '_')} 2>/dev/null || true")
-            sh(f"modprobe {module}")
+            sh(f"modprobe -i {module}")
             self.module = module
 
     def fio(self, setup: str, round: int, run: Callable[[str], str], target: str, unmeasured: int = 0) -> None:

@@ -197,7 +197,7 @@ class Env:
     def parameter(self, name: str, value: object, driver: str = "") -> None:
         """Sets a parameter of the backend's module (or of another one) until the test ends: the next one may find it loaded."""
         directory = f"/sys/module/{driver or self.driver}/parameters"
-        sh(f"modprobe {driver or self.driver}")
+        sh(f"modprobe -i {driver or self.driver}")
         self.at_end(f"! [ -e {directory}/{name} ] || echo {read(f'{directory}/{name}')} >{directory}/{name}")
         sh(f"echo {value} >{directory}/{name}")
 

@@ -35,7 +35,7 @@ def moderation(env: Env, guest: Guest, disk: str) -> None:
 
 
 def run(env: Env) -> None:
-    sh("modprobe xen_blkback && modprobe xen_blkback_rs")
+    sh("modprobe -i xen_blkback && modprobe xen_blkback_rs")
     ours, theirs = values("xen_blkback_rs"), values("xen_blkback")
     sh("rmmod xen_blkback")
     log(f"ours {ours}, in-tree {theirs}")

@@ -43,7 +43,7 @@ def in_flight(env: Env, guest: Guest) -> None:
     """The in-tree driver lets go of a ring only when the requests in flight have ended, some time after the unbind."""
     slow, base = "/dev/mapper/xb9", env.device(8, 2)
     # Only in its middle: udev looks at both ends.
-    sh(f"modprobe xen_blkback; printf '0 8192 linear {base} 0\n8192 4096 delay {base} 8192 {SLOW}\n12288 4096 linear {base} 12288\n' | dmsetup create xb9; udevadm settle")
+    sh(f"modprobe -i xen_blkback; printf '0 8192 linear {base} 0\n8192 4096 delay {base} 8192 {SLOW}\n12288 4096 linear {base} 12288\n' | dmsetup create xb9; udevadm settle")
     env.at_end("dmsetup remove --retry xb9")
     guest.attach(env.disk(slow, "xvdc"))
     device = f"vbd-{guest.domid}-{vdev_number('xvdc')}"
@@ -61,7 +61,7 @@ def in_flight(env: Env, guest: Guest) -> None:
 def run(env: Env) -> None:
     # The first one that is loaded takes the new disks.
     own, other = env.backend, "loop"
-    sh(f"modprobe {env.driver}; modprobe xen_blkback")
+    sh(f"modprobe {env.driver}; modprobe -i xen_blkback")
     env.at_end(f"rmmod xen_blkback {env.driver} 2>/dev/null || true")
     for driver in {DRIVER[own], DRIVER[other]}:
         env.parameter("max_queues", 2, driver)

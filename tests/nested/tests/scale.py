@@ -30,7 +30,7 @@ def backend(env: Env, name: str) -> None:
         sh(f"rmmod {driver} 2>/dev/null || true")
     env.backend, env.driver = name, DRIVER[name]
     if name != "qdisk":
-        sh(f"modprobe {env.driver}")
+        sh(f"modprobe -i {env.driver}")
 
 
 def run(env: Env) -> None:

@@ -76,6 +76,33 @@ pub(crate) struct Connection {
     persistent: bool,
 }
 
+/// What a connection consists of, for an administrator. To be dropped before the connection is.
+pub(crate) struct Overview {
+    rings: KVec<Arc<Ring>>,
+    abi: Abi,
+    persistent: bool,
+}
+
+impl Overview {
+    /// What it consists of and is doing. Waits for nothing.
+    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "protocol: {}, persistent grants: {}",
+            self.abi.name(),
+            if self.persistent { "yes" } else { "no" },
+        )?;
+        self.rings.iter().try_for_each(|ring| ring.write(f))
+    }
+
+    /// Memory is short: gives back what is not in use. Does not sleep.
+    pub(crate) fn reclaim(&self) {
+        for ring in &self.rings {
+            ring.reclaim();
+        }
+    }
+}
+
 impl Connection {
     /// Maps the rings that the frontend offers in the directory `frontend`, and binds their event
     /// channels. Requests are served from [`Connection::start`] on. May sleep.
@@ -120,11 +147,9 @@ impl Connection {
             add(&mut connection.rings, ring);
             add(&mut connection.channels, bound?);
         }
-        let mut rings =
-            KVec::with_capacity(connection.rings.len(), GFP_KERNEL).map_err(no_memory)?;
-        for ring in &connection.rings {
-            add(&mut rings, ring.clone());
-        }
+        let rings = connection
+            .all_rings()
+            .map_err(|err| refusal(err, fmt!("allocating the rings' gate")))?;
         connection.gate.connect(rings);
         Ok(connection)
     }
@@ -149,21 +174,36 @@ impl Connection {
         self.persistent
     }
 
-    /// What it consists of and is doing now. May sleep.
-    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "protocol: {}, persistent grants: {}",
-            self.abi.name(),
-            if self.persistent { "yes" } else { "no" },
-        )?;
-        self.rings.iter().try_for_each(|ring| ring.write(f))
+    /// What it consists of. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn overview(&self) -> Result<Overview> {
+        Ok(Overview {
+            rings: self.all_rings()?,
+            abi: self.abi,
+            persistent: self.persistent,
+        })
     }
 
-    /// Memory is short: gives back what is not in use. Does not sleep.
-    pub(crate) fn reclaim(&self) {
+    fn all_rings(&self) -> Result<KVec<Arc<Ring>>> {
+        let mut rings = KVec::with_capacity(self.rings.len(), GFP_KERNEL)?;
         for ring in &self.rings {
-            ring.reclaim();
+            add(&mut rings, ring.clone());
+        }
+        Ok(rings)
+    }
+
+    /// Takes no more requests, and waits until those in flight have been answered. May sleep, for as long as the
+    /// storage takes.
+    pub(crate) fn drain(&self) {
+        // All at once, so that their last requests are waited for together.
+        for ring in &self.rings {
+            ring.stop();
+        }
+        for ring in &self.rings {
+            ring.drain();
         }
     }
 
@@ -175,13 +215,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // All at once, so that their last requests are waited for together.
-        for ring in &self.rings {
-            ring.stop();
-        }
-        for ring in &self.rings {
-            ring.drain();
-        }
+        self.drain();
         // Not before: the frontend may go on with the next backend, and has to hear of all answers.
         self.channels.clear();
         for ring in &self.rings {

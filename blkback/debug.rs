@@ -3,7 +3,7 @@
 //! A disk's files in debugfs, for administrators: below `xen-blkback-rs/` in a directory with the
 //! name of the device.
 //!
-//! Owns the files; they are gone before the disk is.
+//! Owns the files; they are gone before the disk is. Reading them waits for nothing that happens to the disk.
 
 #![forbid(unsafe_code)]
 
@@ -27,13 +27,13 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Makes them in a directory below `parent`. May sleep.
+    /// Makes them in a directory `name` below `parent`. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`. That debugfs is not there is no error.
-    pub(crate) fn new(parent: &Dir, vbd: &Arc<Vbd>) -> Result<Self> {
-        let dir = parent.subdir(vbd.device().name());
+    pub(crate) fn new(parent: &Dir, name: &CStr, vbd: &Arc<Vbd>) -> Result<Self> {
+        let dir = parent.subdir(name);
         Ok(Self {
             _state: KBox::pin_init(
                 dir.read_callback_file(c"state", vbd.clone(), &|vbd: &Arc<Vbd>, f| vbd.write(f)),

@@ -7,10 +7,23 @@
 
 #![forbid(unsafe_code)]
 
+use core::ops::Deref;
 use kernel::{
     debugfs::Dir,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
 use xen_bindings::{
     sysfs::Group,
@@ -20,17 +33,16 @@ use xen_bindings::{
 };
 
 use crate::{
-    debug::Files,
     handover::FilesInUse,
-    stats::{
-        self,
-        Stats, //
-    },
+    stats,
     vbd::Vbd, //
 };
 
 /// The type of device that we serve, and the name that the in-tree driver of these has.
 const IN_TREE: &CStr = c"vbd";
+
+/// Pause between two looks whether all disks are gone, when the module is unloaded.
+const EXIT_PAUSE: Delta = Delta::from_millis(10);
 
 /// What all disks share.
 #[pin_data]
@@ -41,11 +53,37 @@ pub(crate) struct Context {
     #[pin]
     pub(crate) files: FilesInUse,
     /// Of all disks' files for administrators.
-    debugfs: Dir,
+    pub(crate) debugfs: Dir,
+    /// Disks that there are, those whose driver has been unbound included.
+    disks: Atomic<usize>,
 }
 
-/// The module. Its fields are dropped in this order: unregistering the driver waits for all disks to
-/// be removed, after which the last work items can finish.
+/// One of the disks that [`Context`] counts, until it is dropped.
+pub(crate) struct Counted(Arc<Context>);
+
+impl Counted {
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        context.disks.fetch_add(1, Relaxed);
+        Self(context)
+    }
+}
+
+impl Deref for Counted {
+    type Target = Arc<Context>;
+
+    fn deref(&self) -> &Arc<Context> {
+        &self.0
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.disks.fetch_sub(1, Release);
+    }
+}
+
+/// The module. Its fields are dropped in this order: unregistering the driver has all disks removed, for which their
+/// work items are waited then.
 #[pin_data]
 pub(crate) struct Module {
     #[pin]
@@ -59,6 +97,10 @@ struct FlushedContext(Arc<Context>);
 
 impl Drop for FlushedContext {
     fn drop(&mut self) {
+        // A disk whose storage hangs can take long, for which nobody shall be reported as a task that hangs.
+        while self.0.disks.load(Acquire) > 0 {
+            fsleep(EXIT_PAUSE);
+        }
         self.0.control.flush();
         // A completion of a request may have been preempted on its last instructions, which are going away.
         wait_for_tasks();
@@ -73,6 +115,7 @@ impl kernel::InPlaceModule for Module {
                     control: OwnedQueue::new(c"xen-blkback", 0)?,
                     files <- FilesInUse::new(),
                     debugfs: Dir::new(<Driver as xenbus::Driver>::NAME),
+                    disks: Atomic::new(0),
                 }),
                 GFP_KERNEL,
             )?;
@@ -95,24 +138,12 @@ impl kernel::InPlaceModule for Module {
 /// The driver of devices of the type `vbd`.
 pub(crate) struct Driver;
 
-/// Data of a device: its disk, its files in debugfs, and the watch of its directory.
-pub(crate) struct DeviceData {
-    vbd: Arc<Vbd>,
-    _files: Files,
-    _watch: xenbus::Watch<Vbd>,
-}
+/// Data of a device: its disk.
+pub(crate) struct DeviceData(Arc<Vbd>);
 
 impl DeviceData {
-    pub(crate) fn stats(&self) -> &Stats {
-        self.vbd.stats()
-    }
-
-    pub(crate) fn physical_device(&self) -> (u32, u32) {
-        self.vbd.physical_device()
-    }
-
-    pub(crate) fn mode(&self) -> &'static CStr {
-        self.vbd.access_mode()
+    pub(crate) fn vbd(&self) -> &Arc<Vbd> {
+        &self.0
     }
 }
 
@@ -126,27 +157,27 @@ impl xenbus::Driver for Driver {
     const DEVICE_TYPE: &'static CStr = IN_TREE;
     const GROUPS: &'static [Group<DeviceData>] = stats::GROUPS;
 
-    fn probe(context: &Arc<Context>, dev: xenbus::Device, otherend: &CStr) -> Result<DeviceData> {
-        let vbd = Vbd::new(context.clone(), dev, otherend)?;
-        let watch = xenbus::Watch::new(vbd.device().nodename(), vbd.clone())?;
-        let files = Files::new(&context.debugfs, &vbd)?;
-        vbd.schedule();
-        Ok(DeviceData {
-            vbd,
-            _files: files,
-            _watch: watch,
-        })
+    fn probe(
+        context: &Arc<Context>,
+        binding: &Arc<xenbus::Binding>,
+        otherend: &CStr,
+    ) -> Result<DeviceData> {
+        Vbd::new(context.clone(), binding, otherend).map(DeviceData)
+    }
+
+    fn bound(data: &DeviceData) {
+        data.0.schedule();
     }
 
     fn otherend_changed(data: &DeviceData, state: xenbus::State) {
-        data.vbd.frontend_changed(state);
+        data.0.frontend_changed(state);
     }
 
     fn reclaim_memory(data: &DeviceData) {
-        data.vbd.reclaim_memory();
+        data.0.reclaim_memory();
     }
 
     fn remove(data: &DeviceData) {
-        data.vbd.remove();
+        data.0.remove();
     }
 }

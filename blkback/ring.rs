@@ -11,7 +11,8 @@
 //! Owns the ring's memory, the pages for grants and the requests in flight.
 //!
 //! Lock order: [`Ring::state`], held by the worker while it works, then that of the [`Gate`];
-//! completions take none.
+//! completions take none. Nobody else takes a ring's state once it has been started, until it is drained: what it is
+//! doing is in [`View`].
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +36,6 @@ use kernel::{
             Relaxed, //
         },
         Arc,
-        Completion,
         Mutex,
         SetOnce, //
     },
@@ -48,6 +48,7 @@ use kernel::{
 };
 use xen_bindings::{
     clock,
+    completion::Completion,
     copy::Copier,
     evtchn,
     grant::Grants,
@@ -92,7 +93,7 @@ mod intake;
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
 
-/// After so many rounds of taking and answering requests the worker lets go of the ring's state.
+/// After so many rounds of taking and answering requests the worker looks at what else there is to do.
 const ROUNDS: u32 = 256;
 
 /// Longest time between two looks at what has not been used for a while, in milliseconds: after so
@@ -127,6 +128,7 @@ pub(crate) struct Ring {
     drained: Completion,
     #[pin]
     state: Mutex<State>,
+    view: View,
     wanted: Wanted,
     /// Set by [`Ring::prepare`].
     thread: SetOnce<Thread<Ring>>,
@@ -136,6 +138,44 @@ pub(crate) struct Ring {
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self> for Ring { self.give_back }
+}
+
+/// What the worker was doing when it last looked up, for an administrator who must not wait for it.
+struct View {
+    slots: Atomic<u32>,
+    in_flight: Atomic<u32>,
+    persistent: Atomic<u32>,
+    /// Requests for which answers are held.
+    target: Atomic<u32>,
+    starved: Atomic<bool>,
+    barrier: Atomic<bool>,
+    broken: Atomic<bool>,
+}
+
+impl View {
+    const fn new() -> Self {
+        Self {
+            slots: Atomic::new(0),
+            in_flight: Atomic::new(0),
+            persistent: Atomic::new(0),
+            target: Atomic::new(0),
+            starved: Atomic::new(false),
+            barrier: Atomic::new(false),
+            broken: Atomic::new(false),
+        }
+    }
+
+    /// Writes down what there is now.
+    fn update(&self, state: &State) {
+        self.slots.store(state.back.entries(), Relaxed);
+        self.in_flight.store(state.back.outstanding(), Relaxed);
+        self.persistent
+            .store(state.grants.persistent() as u32, Relaxed);
+        self.target.store(state.moderation.target(), Relaxed);
+        self.starved.store(state.starved.is_some(), Relaxed);
+        self.barrier.store(state.barrier.is_some(), Relaxed);
+        self.broken.store(state.broken, Relaxed);
+    }
 }
 
 /// What only the worker uses.
@@ -222,6 +262,7 @@ impl Ring {
                 stopping: Atomic::new(false),
                 drained <- Completion::new(),
                 state <- new_mutex!(state),
+                view: View::new(),
                 wanted: Wanted::default(),
                 thread: SetOnce::new(),
                 give_back <- new_delayed_work!("Ring::give_back"),
@@ -275,6 +316,7 @@ impl Ring {
         if let Some(memory) = &state.memory {
             state.back = BackRing::attach(memory, abi, memory.bytes())?;
         }
+        self.view.update(&state);
         Ok(())
     }
 
@@ -297,7 +339,7 @@ impl Ring {
     /// as the storage takes.
     pub(crate) fn drain(&self) {
         if self.thread.as_ref().is_some() {
-            self.drained.wait_for_completion();
+            self.drained.wait();
         }
     }
 
@@ -316,33 +358,26 @@ impl Ring {
         }
     }
 
-    /// What it is doing now, for an administrator. May sleep.
+    /// What it is doing, for an administrator. Waits for nothing.
     pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
+        let view = &self.view;
+        let note = |set: bool, text| if set { text } else { "" };
         writeln!(
             f,
             "ring {}: {} slots, {} in flight, {} persistent grants mapped, answers held for up to {} \
-             requests{}{}{}",
+             requests{}{}{}{}",
             self.number,
-            state.back.entries(),
-            state.back.outstanding(),
-            state.grants.persistent(),
-            state.moderation.target(),
-            if state.starved.is_some() {
-                ", waits for memory"
-            } else {
-                ""
-            },
-            if state.barrier.is_some() {
-                ", waits for a barrier"
-            } else {
-                ""
-            },
-            if state.broken {
+            view.slots.load(Relaxed),
+            view.in_flight.load(Relaxed),
+            view.persistent.load(Relaxed),
+            view.target.load(Relaxed),
+            note(view.starved.load(Relaxed), ", waits for memory"),
+            note(view.barrier.load(Relaxed), ", waits for a barrier"),
+            note(
+                view.broken.load(Relaxed),
                 ", halted: the frontend has broken it"
-            } else {
-                ""
-            },
+            ),
+            note(self.stopping.load(Relaxed), ", ends when these are done"),
         )
     }
 
@@ -393,8 +428,9 @@ impl Ring {
             if answered {
                 mem::cond_resched();
                 rounds = rounds.wrapping_add(1);
+                self.view.in_flight.store(state.back.outstanding(), Relaxed);
                 if rounds == ROUNDS {
-                    // Others want to see the state, too, and the house to be kept.
+                    // The house has to be kept, too.
                     self.publish(&mut state);
                     self.stats.add(&mut state.counts);
                     hold = None;
@@ -440,6 +476,7 @@ impl Ring {
         {
             self.drained.complete_all();
         }
+        self.view.update(&state);
         let held = (!state.held.is_empty()).then_some(HELD_PAUSE.as_nanos().unsigned_abs());
         let hold = hold.map(|hold| hold.nanoseconds);
         [hold, held].into_iter().flatten().min()

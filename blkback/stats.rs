@@ -79,7 +79,8 @@ macro_rules! counters {
         const COUNTERS: &[Attribute<DeviceData>] = &[
             $(Attribute {
                 name: $file,
-                show: |data| Value::Number(data.stats().$name.load(Relaxed).unsigned_abs()),
+                show: |data| Value::Number(data.vbd().stats().$name.load(Relaxed).unsigned_abs()),
+                store: None,
             },)*
         ];
     };
@@ -202,13 +203,27 @@ pub(crate) const GROUPS: &[Group<DeviceData>] = &[
             Attribute {
                 name: c"physical_device",
                 show: |data| {
-                    let (major, minor) = data.physical_device();
+                    let (major, minor) = data.vbd().physical_device();
                     Value::Device(major, minor)
                 },
+                store: None,
             },
             Attribute {
                 name: c"mode",
-                show: |data| Value::Text(data.mode()),
+                show: |data| Value::Text(data.vbd().access_mode()),
+                store: None,
+            },
+            Attribute {
+                name: c"quiesce",
+                show: |data| Value::Text(data.vbd().quiescence()),
+                store: Some(|data, text| {
+                    data.vbd().set_quiesce(match text {
+                        b"0" => false,
+                        b"1" => true,
+                        _ => return Err(EINVAL),
+                    });
+                    Ok(())
+                }),
             },
         ],
     },

@@ -3,13 +3,15 @@
 //! The life of one disk, from its directory in xenstore to the end of it.
 //!
 //! All that happens to a disk happens in its control work item: opening, connecting, draining,
-//! closing. The callbacks of the xenbus only say that there is something new. They share one thread
-//! with all Xen devices of the machine, which must not wait for one disk's storage; only removal
-//! waits, because it has to be over when it returns. How the disk gets its medium is in [`opening`], what
-//! the frontend is told about it in [`connecting`].
+//! closing. The callbacks of the xenbus only say that there is something new, removal included. They share one
+//! thread with all Xen devices of the machine, which must not wait for one disk's storage, and neither must who reads a
+//! file of ours. So a disk may live for a while after its driver has been unbound: its control work item lets go of it, and
+//! the module's exit waits for that. How the disk gets its medium is in [`opening`], what the frontend is told about it in
+//! [`connecting`].
 //!
-//! Owns the medium and the connection. Lock order: [`Vbd::inner`], then that of the files in use, or
-//! that of a ring.
+//! Owns the medium and the connection. Lock order: [`Vbd::inner`], then that of the files in use, or that of a ring, or
+//! [`Vbd::view`]. Nothing that waits is done, and nothing else locked, inside of [`Vbd::view`] and [`Vbd::attached`].
+//! `inner` is taken by the disk's work items only.
 
 #![forbid(unsafe_code)]
 
@@ -38,9 +40,11 @@ use xen_bindings::{
     params,
     work::cancel_delayed_work,
     xenbus::{
+        Binding,
         Device,
         InXenwatch,
         State,
+        Watch,
         Watcher, //
     },
     xenstore::Transaction, //
@@ -49,9 +53,14 @@ use xen_bindings::{
 use crate::{
     connection::{
         Connection,
-        Offer, //
+        Offer,
+        Overview, //
     },
-    driver::Context,
+    debug::Files,
+    driver::{
+        Context,
+        Counted, //
+    },
     handover::{
         self,
         Handover, //
@@ -67,8 +76,8 @@ use crate::{
 /// A disk of a guest.
 #[pin_data]
 pub(crate) struct Vbd {
-    context: Arc<Context>,
-    dev: Device,
+    context: Counted,
+    binding: Arc<Binding>,
     /// Directory of the frontend.
     frontend: CString,
     stats: Arc<Stats>,
@@ -76,29 +85,63 @@ pub(crate) struct Vbd {
     frontend_state: Atomic<u32>,
     /// The node `params` has been written.
     params_changed: Atomic<bool>,
+    /// The administrator wants no requests to be served.
+    quiesce: Atomic<bool>,
     /// Everything is torn down, and the toolstack wants the device gone.
     unregister: Atomic<bool>,
+    #[pin]
+    view: Mutex<View>,
+    #[pin]
+    attached: Mutex<Attached>,
     #[pin]
     inner: Mutex<Inner>,
     #[pin]
     control: Work<Vbd>,
     #[pin]
     look_at_size: DelayedWork<Vbd, 1>,
+    #[pin]
+    hide: Work<Vbd, 2>,
 }
 
 impl_has_work! {
     impl HasWork<Self> for Vbd { self.control }
+    impl HasWork<Self, 2> for Vbd { self.hide }
 }
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self, 1> for Vbd { self.look_at_size }
 }
 
+/// What calls us: it has references to the disk, and goes before that does.
+struct Attached {
+    watch: Option<Watch<Vbd>>,
+    files: Option<Files>,
+}
+
+/// What there is, for an administrator who must not wait for what happens to the disk.
+struct View {
+    medium: Shown,
+    mode: DiskMode,
+    /// Of [`Inner::connection`], and gone before that is.
+    connection: Option<Overview>,
+    /// No requests are served, as the administrator wants it, and none is in flight.
+    quiesced: bool,
+}
+
+/// [`Source`], as an administrator sees it.
+enum Shown {
+    Waits,
+    Refused,
+    GivenUp,
+    Open(Arc<Medium>),
+}
+
 struct Inner {
     source: Source,
     offer: Offer,
-    /// How many more times a driver before us is waited for, which has requests in flight.
-    waits: u32,
+    /// The frontend has set up its side with a driver before us, and nobody has connected it since: how often it has been
+    /// looked whether that driver has answered its requests.
+    former: Option<u32>,
     /// When a frontend was last refused ([`clock::nanoseconds`]), until one is connected.
     ///
     /// [`clock::nanoseconds`]: xen_bindings::clock::nanoseconds
@@ -128,18 +171,40 @@ enum Source {
 }
 
 impl Vbd {
-    pub(crate) fn new(context: Arc<Context>, dev: Device, frontend: &CStr) -> Result<Arc<Self>> {
+    /// The disk of a device that is being bound. Nothing happens to it before [`Vbd::schedule`]; until then, and only
+    /// then, it may just be dropped. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or what xenstore answers with.
+    pub(crate) fn new(
+        context: Arc<Context>,
+        binding: &Arc<Binding>,
+        frontend: &CStr,
+    ) -> Result<Arc<Self>> {
         let frontend = CString::try_from(frontend)?;
         let stats = Arc::new(Stats::new()?, GFP_KERNEL)?;
-        Arc::pin_init(
+        let binding = binding.clone();
+        let vbd = Arc::pin_init(
             pin_init!(Self {
-                context,
-                dev,
+                context: Counted::new(context),
+                binding,
                 frontend,
                 stats,
                 frontend_state: Atomic::new(State::Initialising as u32),
                 params_changed: Atomic::new(false),
+                quiesce: Atomic::new(false),
                 unregister: Atomic::new(false),
+                view <- new_mutex!(View {
+                    medium: Shown::Waits,
+                    mode: DiskMode::from_node(b"r"),
+                    connection: None,
+                    quiesced: false,
+                }),
+                attached <- new_mutex!(Attached {
+                    watch: None,
+                    files: None,
+                }),
                 inner <- new_mutex!(Inner {
                     source: Source::New,
                     offer: Offer {
@@ -147,7 +212,7 @@ impl Vbd {
                         ring_order: params::max_ring_page_order(),
                         persistent: params::feature_persistent(),
                     },
-                    waits: 0,
+                    former: None,
                     refused: None,
                     connection: None,
                     mode: DiskMode::from_node(b"r"),
@@ -156,55 +221,75 @@ impl Vbd {
                 }),
                 control <- new_work!("Vbd::control"),
                 look_at_size <- new_delayed_work!("Vbd::look_at_size"),
+                hide <- new_work!("Vbd::hide"),
             }),
             GFP_KERNEL,
-        )
+        )?;
+        // The last that can fail: the watch has a reference to the disk.
+        let watch = Watch::new(vbd.name(), vbd.clone())?;
+        vbd.attached.lock().watch = Some(watch);
+        Ok(vbd)
     }
 
-    pub(crate) fn device(&self) -> &Device {
-        &self.dev
+    fn dev(&self) -> &Device {
+        self.binding.device()
     }
 
     pub(crate) fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// Major and minor number of the medium, (0, 0) if there is none, or if it is a file. May sleep.
+    /// Major and minor number of the medium, (0, 0) if there is none, or if it is a file. May sleep, but waits for
+    /// nothing that takes its time.
     pub(crate) fn physical_device(&self) -> (u32, u32) {
-        match &self.inner.lock().source {
-            Source::Open(medium) => medium.numbers(),
+        match &self.view.lock().medium {
+            Shown::Open(medium) => medium.numbers(),
             _ => (0, 0),
         }
     }
 
-    /// Whether the guest may write, as the toolstack writes it. May sleep.
+    /// Whether the guest may write, as the toolstack writes it. As above.
     pub(crate) fn access_mode(&self) -> &'static CStr {
-        self.inner.lock().mode.text()
+        self.view.lock().mode.text()
+    }
+
+    /// Has the disk been quiesced? `no`, `draining` while requests are in flight, `yes`. As above.
+    pub(crate) fn quiescence(&self) -> &'static CStr {
+        match (self.quiesce.load(Relaxed), self.view.lock().quiesced) {
+            (false, _) => c"no",
+            (true, false) => c"draining",
+            (true, true) => c"yes",
+        }
+    }
+
+    /// Has the disk serve no more requests, let those in flight end and let go of the rings, or go on. Does not wait for
+    /// it.
+    pub(crate) fn set_quiesce(self: &Arc<Self>, quiesce: bool) {
+        self.quiesce.store(quiesce, Relaxed);
+        self.schedule();
     }
 
     fn name(&self) -> &CStr {
-        self.dev.nodename()
+        self.dev().nodename()
     }
 
-    /// What there is to know about the disk, a line each. May sleep.
+    /// What there is to know about the disk, a line each. Waits for nothing that takes its time.
     pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = self.inner.lock();
-        match &inner.source {
-            Source::New | Source::File(_) | Source::Script => {
-                f.write_str("medium: waits for the toolstack\n")?;
-            }
-            Source::Failed => f.write_str("medium: refused, see the kernel log\n")?,
-            Source::Removed => f.write_str("medium: given up\n")?,
-            Source::Open(medium) => medium.write(f)?,
+        let view = self.view.lock();
+        match &view.medium {
+            Shown::Waits => f.write_str("medium: waits for the toolstack\n")?,
+            Shown::Refused => f.write_str("medium: refused, see the kernel log\n")?,
+            Shown::GivenUp => f.write_str("medium: given up\n")?,
+            Shown::Open(medium) => medium.write(f)?,
         }
         writeln!(
             f,
             "mode: {}\nstate: {:?}, frontend: {:?}",
-            inner.mode.text().to_str().unwrap_or(""),
-            self.dev.state(),
+            view.mode.text().to_str().unwrap_or(""),
+            self.dev().state(),
             State::from_number(self.frontend_state.load(Relaxed)),
         )?;
-        match &inner.connection {
+        match &view.connection {
             Some(connection) => connection.write(f),
             None => Ok(()),
         }
@@ -222,52 +307,123 @@ impl Vbd {
         self.schedule();
     }
 
-    /// Memory is short: gives back what is not in use. Does not sleep; while something happens to
-    /// the disk it does nothing.
+    /// Memory is short: gives back what is not in use. Does not sleep; while somebody looks at the disk it does
+    /// nothing.
     pub(crate) fn reclaim_memory(&self) {
-        if let Some(inner) = self.inner.try_lock() {
-            if let Some(connection) = &inner.connection {
+        if let Some(view) = self.view.try_lock() {
+            if let Some(connection) = &view.connection {
                 connection.reclaim();
             }
         }
     }
 
-    /// Tears everything down. May sleep, for as long as requests are in flight.
+    /// The driver has been unbound: has everything torn down. Waits for nothing.
     pub(crate) fn remove(self: &Arc<Self>) {
-        let mut inner = self.inner.lock();
-        inner.connection = None;
-        inner.source = Source::Removed;
-        drop(inner);
-        // It is not queued again.
-        cancel_delayed_work::<Self, 1>(self);
+        // The control work item may have to wait for storage first, and the next driver may be this one again.
+        let _ = self.context.control.enqueue::<Arc<Self>, 2>(self.clone());
+        self.schedule();
     }
 
     /// The control work item: does whatever can be done now.
     fn advance(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
+        if !self.binding.is_over() {
+            self.follow(&mut inner);
+        }
+        if !self.binding.is_over() {
+            return;
+        }
+        self.disconnect(&mut inner);
+        inner.source = Source::Removed;
+        self.show(&inner);
+        drop(inner);
+        // After it, nobody has the disk's work items queued any more; both have references to the disk.
+        let watch = self.attached.lock().watch.take();
+        drop(watch);
+        self.hide();
+        cancel_delayed_work::<Self, 1>(self);
+    }
+
+    /// Does what the toolstack, the frontend and the administrator want.
+    fn follow(self: &Arc<Self>, inner: &mut Inner) {
         if let Source::New = inner.source {
+            // Nothing may be published for a device that another driver gets.
+            if !self.binding.settle() {
+                return;
+            }
+            self.make_files();
             inner.source = self.take_over();
-            self.follow_former_driver(&mut inner);
+            self.follow_former_driver(inner);
             self.publish_offer(inner.offer);
-            self.dev.switch_state(State::InitWait);
+            if !self.binding.is_over() {
+                self.dev().switch_state(State::InitWait);
+            }
         }
-        self.open(&mut inner);
+        self.open(inner);
+        self.show(inner);
         if self.params_changed.xchg(false, Relaxed) {
-            self.change_medium(&mut inner);
+            self.change_medium(inner);
         }
-        if !matches!(inner.source, Source::Removed) {
-            self.follow_frontend(&mut inner);
+        if self.quiesce.load(Relaxed) {
+            self.disconnect(inner);
+            self.view.lock().quiesced = true;
+        }
+        if !matches!(inner.source, Source::Removed) && !self.binding.is_over() {
+            self.follow_frontend(inner);
+        }
+    }
+
+    /// Makes the files in debugfs, unless the driver has been unbound.
+    fn make_files(self: &Arc<Self>) {
+        let files = Files::new(&self.context.debugfs, self.dev().name(), self);
+        let mut attached = self.attached.lock();
+        // Whoever is going to hide them finds them, or we find that it is over.
+        if !self.binding.is_over() {
+            attached.files = files.ok();
+        }
+    }
+
+    /// Removes the files in debugfs. May have to wait for who reads them.
+    fn hide(&self) {
+        let files = self.attached.lock().files.take();
+        drop(files);
+    }
+
+    /// Has everybody see what there is now, and lets go of what is not there any more. May sleep, as a medium may be
+    /// closed.
+    fn show(&self, inner: &Inner) {
+        let medium = match &inner.source {
+            Source::New | Source::File(_) | Source::Script => Shown::Waits,
+            Source::Failed => Shown::Refused,
+            Source::Removed => Shown::GivenUp,
+            Source::Open(medium) => Shown::Open(medium.clone()),
+        };
+        let mut view = self.view.lock();
+        view.mode = inner.mode;
+        let before = core::mem::replace(&mut view.medium, medium);
+        drop(view);
+        drop(before);
+    }
+
+    /// Takes no more requests from the frontend, waits for those in flight, and lets go of the rings. May sleep, for as
+    /// long as the storage takes.
+    fn disconnect(&self, inner: &mut Inner) {
+        if let Some(connection) = inner.connection.take() {
+            connection.drain();
+            let overview = self.view.lock().connection.take();
+            drop(overview);
+            drop(connection);
         }
     }
 
     /// Looks at what the toolstack wants.
     fn take_over(&self) -> Source {
-        match handover::take(&self.context, self.name(), self.dev.otherend_id()) {
+        match handover::take(&self.context, self.name(), self.dev().otherend_id()) {
             Ok(Handover::Script) => Source::Script,
             Ok(Handover::File(medium)) => Source::File(medium),
             Ok(Handover::Refused) => Source::Failed,
             Err(err) => {
-                self.dev.fatal(err, c"reading the backend directory");
+                self.fatal(err, c"reading the backend directory");
                 Source::Failed
             }
         }
@@ -276,36 +432,42 @@ impl Vbd {
     /// Does what the state of the frontend asks for.
     fn follow_frontend(self: &Arc<Self>, inner: &mut Inner) {
         match State::from_number(self.frontend_state.load(Relaxed)) {
-            State::Initialising => match self.dev.state() {
+            State::Initialising => match self.dev().state() {
                 State::InitWait | State::Initialising => {}
                 State::Closed | State::Closing | State::Connected => {
                     // A new kernel in the guest, or a new driver.
-                    inner.connection = None;
+                    self.disconnect(inner);
                     if self.stats.log.permits(self.name()) {
                         pr_info!("{}: prepare for reconnect\n", self.name());
                     }
-                    self.dev.switch_state(State::InitWait);
+                    self.switch_state(State::InitWait);
                 }
                 _ => {}
             },
             State::InitWait => {}
             State::Initialised | State::Connected => {
-                if self.dev.state() != State::Connected {
+                if self.quiesce.load(Relaxed) {
+                    return;
+                }
+                let resumed = core::mem::take(&mut self.view.lock().quiesced);
+                if self.dev().state() != State::Connected {
                     self.connect(inner);
+                } else if resumed {
+                    self.connect_again(inner);
                 }
             }
-            State::Closing => self.dev.switch_state(State::Closing),
+            State::Closing => self.switch_state(State::Closing),
             State::Closed => {
-                inner.connection = None;
-                inner.waits = 0;
-                if self.dev.is_online() {
-                    self.dev.switch_state(State::Closed);
+                self.disconnect(inner);
+                inner.former = None;
+                if self.dev().is_online() {
+                    self.switch_state(State::Closed);
                 } else {
                     self.leave(inner);
                 }
             }
             State::Unknown => {
-                inner.connection = None;
+                self.disconnect(inner);
                 self.leave(inner);
             }
             State::Reconfiguring | State::Reconfigured | State::Invalid => {
@@ -314,32 +476,51 @@ impl Vbd {
         }
     }
 
+    /// Publishes a state, unless the driver has been unbound while we waited for something.
+    fn switch_state(&self, state: State) {
+        if !self.binding.is_over() {
+            self.dev().switch_state(state);
+        }
+    }
+
+    /// Reports an error, and closes the disk, unless the driver has been unbound.
+    fn fatal(&self, err: Error, what: &CStr) {
+        if !self.binding.is_over() {
+            self.dev().fatal(err, what);
+        }
+    }
+
     /// Does not serve the frontend as it is, and says why unless it has caused too many lines in the log.
     fn refuse(&self, err: Error, why: &CStr) {
         if self.stats.log.permits(self.name()) {
-            self.dev.fatal(err, why);
+            self.fatal(err, why);
         } else {
-            self.dev.switch_state(State::Closing);
+            self.switch_state(State::Closing);
         }
+    }
+
+    /// Writes to our directory, all of it or nothing: nothing if the toolstack has removed it, or the driver has been
+    /// unbound. Returns whether it has been written.
+    fn publish(&self, body: impl FnMut(&Transaction) -> Result) -> Result<bool> {
+        if self.binding.is_over() {
+            return Ok(false);
+        }
+        Transaction::run_in(self.name(), body)
     }
 
     /// The disk is closed and nobody wants it any more: publishes that, and has the device removed.
     fn leave(&self, inner: &mut Inner) {
         inner.source = Source::Removed;
+        self.show(inner);
         self.unregister.store(true, Relaxed);
         // Devices are unregistered in the xenwatch thread. Writing the state brings us there: the
         // watch of our directory fires, even if the value is the one that was there.
-        if self.dev.state() != State::Closed {
-            return self.dev.switch_state(State::Closed);
+        if self.dev().state() != State::Closed {
+            return self.switch_state(State::Closed);
         }
-        // A directory that the toolstack has removed must not come back; without it, the xenbus
-        // removes the device by itself.
-        let _ = Transaction::run(|xbt| {
-            if xbt.exists(self.name(), c"state") {
-                xbt.write(self.name(), c"state", fmt!("{}", State::Closed as u32))?;
-            }
-            Ok(())
-        });
+        // Without the directory, the xenbus removes the device by itself.
+        let _ =
+            self.publish(|xbt| xbt.write(self.name(), c"state", fmt!("{}", State::Closed as u32)));
     }
 }
 
@@ -359,12 +540,23 @@ impl WorkItem<1> for Vbd {
     }
 }
 
+impl WorkItem<2> for Vbd {
+    type Pointer = Arc<Vbd>;
+
+    fn run(this: Arc<Vbd>) {
+        this.hide();
+    }
+}
+
 impl Watcher for Vbd {
     fn changed(this: Arc<Self>, path: &[u8], ctx: &InXenwatch) {
+        if this.binding.is_over() {
+            return;
+        }
         match path.rsplit(|byte| *byte == b'/').next() {
             Some(b"state") => {
-                if this.unregister.xchg(false, Relaxed) {
-                    ctx.unregister(&this.dev);
+                if this.unregister.load(Relaxed) && !ctx.unregister(&this.binding) {
+                    this.look_later();
                 }
             }
             Some(b"physical-device" | b"hotplug-status") => this.schedule(),

@@ -6,6 +6,7 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/cdrom.h>
+#include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -64,6 +65,12 @@ __rust_helper void rust_helper_cond_resched(void)
 	cond_resched();
 }
 
+/* Not in C: waits without counting as load, and without being reported as a hung task */
+__rust_helper void rust_helper_wait_for_completion_idle(struct completion *completion)
+{
+	wait_for_completion_state(completion, TASK_IDLE);
+}
+
 /* llist: the list of requests whose I/O is done */
 
 __rust_helper bool rust_helper_llist_add(struct llist_node *node, struct llist_head *head)
@@ -105,12 +112,16 @@ __rust_helper irqreturn_t rust_helper_irq_handled(void)
 __rust_helper struct attribute *
 rust_helper_device_attribute_init(struct device_attribute *attr, const char *name,
 				  ssize_t (*show)(struct device *dev,
-						  struct device_attribute *attr, char *buf))
+						  struct device_attribute *attr, char *buf),
+				  ssize_t (*store)(struct device *dev,
+						   struct device_attribute *attr,
+						   const char *buf, size_t count))
 {
 	sysfs_attr_init(&attr->attr);
 	attr->attr.name = name;
-	attr->attr.mode = 0444;
+	attr->attr.mode = store ? 0644 : 0444;
 	attr->show = show;
+	attr->store = store;
 	return &attr->attr;
 }
 
@@ -120,6 +131,23 @@ __rust_helper void rust_helper_attribute_group_init(struct attribute_group *grou
 {
 	group->name = name;
 	group->attrs = attrs;
+}
+
+/* devices */
+
+__rust_helper void rust_helper_device_lock(struct device *dev)
+{
+	device_lock(dev);
+}
+
+__rust_helper bool rust_helper_device_trylock(struct device *dev)
+{
+	return device_trylock(dev);
+}
+
+__rust_helper void rust_helper_device_unlock(struct device *dev)
+{
+	device_unlock(dev);
 }
 
 /* grants */

@@ -11,7 +11,10 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-use crate::raw;
+use crate::{
+    raw,
+    xenbus::Bound, //
+};
 
 /// What a file shows.
 pub enum Value {
@@ -23,12 +26,17 @@ pub enum Value {
     Text(&'static CStr),
 }
 
-/// A file that can only be read.
+/// A file that can be read, and perhaps be written.
+///
+/// What reads or writes it must not wait for anything that takes its time: the device cannot be unbound meanwhile.
 pub struct Attribute<D> {
     /// Its name.
     pub name: &'static CStr,
     /// Called when it is read, in task context; may sleep.
     pub show: fn(&D) -> Value,
+    /// Called when it is written, as `show`, with what is written, without the newline at its end. None for a file that
+    /// can only be read.
+    pub store: Option<fn(&D, &[u8]) -> Result>,
 }
 
 /// Files in one directory.
@@ -44,9 +52,10 @@ pub struct Group<D: 'static> {
 struct File<D> {
     attr: raw::device_attribute,
     show: fn(&D) -> Value,
+    store: Option<fn(&D, &[u8]) -> Result>,
 }
 
-/// The files of a driver whose data for a device are a `KBox<D>`.
+/// The files of a driver whose data for a device are a `KBox<Bound<D>>`.
 ///
 /// # Invariants
 ///
@@ -90,6 +99,7 @@ impl<D: Send + Sync + 'static> Groups<D> {
                 let _ = files.push_within_capacity(File {
                     attr: pin_init::zeroed(),
                     show: attribute.show,
+                    store: attribute.store,
                 });
                 // SAFETY: The element was written just now; the name lives for ever.
                 let attr = unsafe {
@@ -97,6 +107,10 @@ impl<D: Send + Sync + 'static> Groups<D> {
                         &raw mut (*file).attr,
                         attribute.name.as_char_ptr(),
                         Some(Self::show),
+                        match attribute.store {
+                            Some(_) => Some(Self::store),
+                            None => None,
+                        },
                     )
                 };
                 let _ = attrs.push_within_capacity(attr);
@@ -138,8 +152,8 @@ impl<D: Send + Sync + 'static> Groups<D> {
         // frees them, comes after the files have gone.
         let value = unsafe {
             let file = kernel::container_of!(attr, File<D>, attr);
-            let data = <KBox<D> as ForeignOwnable>::borrow((*dev).driver_data.cast());
-            ((*file).show)(data)
+            let bound = <KBox<Bound<D>> as ForeignOwnable>::borrow((*dev).driver_data.cast());
+            ((*file).show)(&bound.data)
         };
         // SAFETY: `buf` is the page that sysfs gives us, and the formats fit their arguments.
         let len = unsafe {
@@ -154,5 +168,31 @@ impl<D: Send + Sync + 'static> Groups<D> {
             }
         };
         len as isize
+    }
+
+    /// # Safety
+    ///
+    /// As [`Groups::show`]; `buf` has `count` bytes.
+    unsafe extern "C" fn store(
+        dev: *mut raw::device,
+        attr: *mut raw::device_attribute,
+        buf: *const kernel::ffi::c_char,
+        count: usize,
+    ) -> isize {
+        // SAFETY: As in `show`; sysfs gives us `count` bytes.
+        let (bound, store, text) = unsafe {
+            let file = kernel::container_of!(attr, File<D>, attr);
+            (
+                <KBox<Bound<D>> as ForeignOwnable>::borrow((*dev).driver_data.cast()),
+                (*file).store,
+                core::slice::from_raw_parts(buf.cast::<u8>(), count),
+            )
+        };
+        let text = text.strip_suffix(b"\n").unwrap_or(text);
+        match store.map(|store| store(&bound.data, text)) {
+            Some(Ok(())) => count as isize,
+            Some(Err(err)) => err.to_errno() as isize,
+            None => EACCES.to_errno() as isize,
+        }
     }
 }

@@ -24,6 +24,7 @@ mod raw;
 
 pub mod bdev;
 pub mod clock;
+pub mod completion;
 pub mod copy;
 pub mod evtchn;
 pub mod file;

@@ -7,7 +7,9 @@
 //! Which thread calls what: probe, remove, changes of the frontend's state and watches all run in
 //! the one xenwatch thread, for all devices of the machine (probe and remove also in the thread of
 //! whoever loads, unloads, binds or unbinds). A callback that blocks there blocks every other Xen
-//! device, so callbacks should hand their work to a workqueue.
+//! device, so callbacks should hand their work to a workqueue. Above all nothing may wait for the xenwatch thread
+//! while it holds a device's lock, as probe and remove do: that thread takes the lock of a device that vanishes.
+//! Hence a [`Watch`] must not be dropped there.
 
 use core::{
     cell::UnsafeCell,
@@ -22,7 +24,14 @@ use kernel::{
     },
     prelude::*,
     str::CString,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
+        Arc, //
+    },
     types::{
         ForeignOwnable,
         Opaque, //
@@ -197,19 +206,75 @@ impl Device {
     }
 }
 
+/// A device and its driver, from probe until the driver is unbound; what refers to it may live longer.
+///
+/// # Invariants
+///
+/// While `over` is not set, the device is registered: xenbus unregisters devices in the xenwatch thread only, and so
+/// do we; both unbind the driver, which sets `over`.
+pub struct Binding {
+    dev: Device,
+    over: Atomic<bool>,
+}
+
+impl Binding {
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.dev
+    }
+
+    /// Has the driver been unbound? Any context.
+    ///
+    /// The next driver may have the device already, or it is gone: nothing may be published any more.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Acquire)
+    }
+
+    /// Waits until the probe that made the binding, or what else somebody does to the device at the moment, is over;
+    /// returns whether the driver is bound then. Must not be called by callbacks of a [`Driver`] or [`Watcher`], which
+    /// would wait for themselves. May sleep.
+    pub fn settle(&self) -> bool {
+        let dev = self.dev.as_ptr();
+        // SAFETY: The device is valid; the lock is given back at once.
+        unsafe {
+            raw::device_lock(&raw mut (*dev).dev);
+            raw::device_unlock(&raw mut (*dev).dev);
+        }
+        !self.is_over()
+    }
+}
+
 /// Proof that the current code runs in the xenwatch thread, inside of a callback.
 pub struct InXenwatch(());
 
 impl InXenwatch {
-    /// Removes the device from the bus, which unbinds its driver. May sleep.
+    /// Removes the device from the bus, which unbinds its driver, unless that has been done. May sleep.
     ///
-    /// xenbus itself unregisters devices whose directory has vanished, in the xenwatch thread.
-    /// That both happen in one thread is what keeps a device from being unregistered twice.
-    pub fn unregister(&self, dev: &Device) {
-        // SAFETY: The device is valid. If xenbus had removed it before, the watch whose callback
-        // we are in would have been removed with it.
-        unsafe { raw::device_unregister(&raw mut (*dev.as_ptr()).dev) }
+    /// Returns `false` if nothing was done because somebody else is about to do something to the device, such as
+    /// to unbind it, and may be waiting for the callback that we are in: it has to be tried again later.
+    pub fn unregister(&self, binding: &Binding) -> bool {
+        if binding.is_over() {
+            return true;
+        }
+        let dev = binding.dev.as_ptr();
+        // SAFETY: The device is valid. By the invariant of the binding it is registered, and stays so, as we are in
+        // the only thread that unregisters it. The lock is given back at once: whoever takes it from here on has not
+        // been waiting for us before.
+        unsafe {
+            if !raw::device_trylock(&raw mut (*dev).dev) {
+                return false;
+            }
+            raw::device_unlock(&raw mut (*dev).dev);
+            raw::device_unregister(&raw mut (*dev).dev);
+        }
+        true
     }
+}
+
+/// What is stored for a device whose driver is bound.
+pub(crate) struct Bound<D> {
+    pub(crate) data: D,
+    binding: Arc<Binding>,
 }
 
 /// A driver for the backends of one type of device.
@@ -228,8 +293,16 @@ pub trait Driver: Sized + 'static {
 
     /// A device has appeared. Runs in task context and may sleep, but see the module about doing so.
     ///
-    /// `otherend` is the path of the frontend's directory.
-    fn probe(context: &Arc<Self::Context>, dev: Device, otherend: &CStr) -> Result<Self::Data>;
+    /// `otherend` is the path of the frontend's directory. Nothing may be published before [`Driver::bound`]: the device
+    /// may still go to another driver.
+    fn probe(
+        context: &Arc<Self::Context>,
+        binding: &Arc<Binding>,
+        otherend: &CStr,
+    ) -> Result<Self::Data>;
+
+    /// The device is ours. As probe.
+    fn bound(data: &Self::Data);
 
     /// The frontend's state has changed. Task context.
     fn otherend_changed(data: &Self::Data, state: State);
@@ -238,7 +311,9 @@ pub trait Driver: Sized + 'static {
     /// allocates, so it must not allocate or wait for a lock that is held during an allocation.
     fn reclaim_memory(data: &Self::Data);
 
-    /// The device goes away. When this returns nothing may use the device any more. May sleep.
+    /// The driver is unbound; [`Binding::is_over`] says so already. What takes its time is to be left to others: this
+    /// holds up all Xen devices of the machine. They may go on to use the device, to which they have a reference, but
+    /// must not publish anything.
     fn remove(data: &Self::Data);
 }
 
@@ -335,13 +410,26 @@ impl<T: Driver> Registration<T> {
                 let this = container_of!(Opaque::cast_from(drv), Self, drv);
                 (*this).context.clone()
             };
-            // SAFETY: The device is valid.
-            let device = unsafe { Device::from_raw(ptr) };
+            let memory = KBox::<Bound<T::Data>>::new_uninit(GFP_KERNEL)?;
+            let binding = Arc::new(
+                Binding {
+                    // SAFETY: The device is valid.
+                    dev: unsafe { Device::from_raw(ptr) },
+                    over: Atomic::new(false),
+                },
+                GFP_KERNEL,
+            )?;
             // SAFETY: `otherend` is a NUL-terminated string for as long as the driver is bound.
             let otherend = unsafe { raw::c_str((*dev).otherend) };
-            let data = KBox::new(T::probe(&context, device, otherend)?, GFP_KERNEL)?;
+            let data = T::probe(&context, &binding, otherend)
+                .inspect_err(|_| binding.over.store(true, Release))?;
+            let bound = KBox::write(memory, Bound { data, binding });
+            let foreign = bound.into_foreign();
             // SAFETY: During probe nobody else accesses the driver's data.
-            unsafe { (*dev).dev.driver_data = data.into_foreign().cast() };
+            unsafe { (*dev).dev.driver_data = foreign.cast() };
+            // SAFETY: Remove, which frees the data, cannot run before probe has returned.
+            let bound = unsafe { <KBox<Bound<T::Data>> as ForeignOwnable>::borrow(foreign) };
+            T::bound(&bound.data);
             Ok(0)
         })
     }
@@ -355,9 +443,10 @@ impl<T: Driver> Registration<T> {
     ) {
         // SAFETY: probe stored the data, and remove, which frees it, comes after the watch of the
         // other end has been removed.
-        let data =
-            unsafe { <KBox<T::Data> as ForeignOwnable>::borrow((*dev).dev.driver_data.cast()) };
-        T::otherend_changed(data, State::from_number(state));
+        let bound = unsafe {
+            <KBox<Bound<T::Data>> as ForeignOwnable>::borrow((*dev).dev.driver_data.cast())
+        };
+        T::otherend_changed(&bound.data, State::from_number(state));
     }
 
     /// # Safety
@@ -369,8 +458,8 @@ impl<T: Driver> Registration<T> {
         let data = unsafe { (*dev).dev.driver_data };
         if !data.is_null() {
             // SAFETY: probe stored the data, and remove has not taken them out.
-            let data = unsafe { <KBox<T::Data> as ForeignOwnable>::borrow(data.cast()) };
-            T::reclaim_memory(data);
+            let bound = unsafe { <KBox<Bound<T::Data>> as ForeignOwnable>::borrow(data.cast()) };
+            T::reclaim_memory(&bound.data);
         }
     }
 
@@ -379,12 +468,13 @@ impl<T: Driver> Registration<T> {
     /// Called by the xenbus only, once after a successful probe.
     unsafe extern "C" fn remove_callback(dev: *mut raw::xenbus_device) {
         // SAFETY: probe stored the data, and nothing else takes it out.
-        let data = unsafe {
+        let bound = unsafe {
             let ptr = (*dev).dev.driver_data;
             (*dev).dev.driver_data = core::ptr::null_mut();
-            <KBox<T::Data> as ForeignOwnable>::from_foreign(ptr.cast())
+            <KBox<Bound<T::Data>> as ForeignOwnable>::from_foreign(ptr.cast())
         };
-        T::remove(&data);
+        bound.binding.over.store(true, Release);
+        T::remove(&bound.data);
     }
 }
 

@@ -134,13 +134,14 @@ pub fn read_optional(dir: &CStr, node: &CStr) -> Result<Option<Value>> {
     }
 }
 
-/// Writes `dir/node` outside of any transaction.
+/// Writes `dir/node`, if `dir` is the directory of a device and the toolstack has not removed it. Returns whether it
+/// has been written.
 ///
 /// # Errors
 ///
 /// `ENOMEM`, or the error that xenstore answers with.
-pub fn write(dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
-    write_in(NO_TRANSACTION, dir, node, value)
+pub fn write(dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result<bool> {
+    Transaction::run_in(dir, |xbt| xbt.write(dir, node, value))
 }
 
 fn write_in(xbt: u32, dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
@@ -182,8 +183,27 @@ impl Transaction {
         }
     }
 
+    /// As [`Transaction::run`], but only if the directory of a device exists, that is, its node `state`: what a
+    /// toolstack has removed must not come back. Returns whether it does.
+    ///
+    /// # Errors
+    ///
+    /// That of `body`, or of xenstore.
+    pub fn run_in(dir: &CStr, mut body: impl FnMut(&Transaction) -> Result) -> Result<bool> {
+        let mut exists = false;
+        Self::run(|xbt| {
+            exists = xbt.exists(dir, c"state");
+            if exists {
+                body(xbt)
+            } else {
+                Ok(())
+            }
+        })?;
+        Ok(exists)
+    }
+
     /// Does `dir/node` exist?
-    pub fn exists(&self, dir: &CStr, node: &CStr) -> bool {
+    fn exists(&self, dir: &CStr, node: &CStr) -> bool {
         // SAFETY: The strings are NUL-terminated.
         unsafe {
             raw::xenbus_exists(

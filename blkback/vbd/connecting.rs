@@ -15,7 +15,10 @@ use blkif::{
 };
 use kernel::{
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
     time::msecs_to_jiffies, //
 };
 use xen_bindings::{
@@ -23,10 +26,7 @@ use xen_bindings::{
     io::DiscardLimits,
     ring::MAX_RING_ORDER,
     xenbus::State,
-    xenstore::{
-        self,
-        Transaction, //
-    },
+    xenstore, //
 };
 
 use super::{
@@ -54,7 +54,8 @@ const SIZE_PAUSE: u32 = 500;
 /// than [`SIZE_PAUSE`]: the xenbus writes a line to the log for each ring that cannot be mapped.
 const REFUSAL_PAUSE: u64 = 400_000_000;
 
-/// How many such times a driver before us is waited for: a minute.
+/// For so many such times, a minute, it is tried each time whether a driver before us has let go; then each tenth time.
+/// Giving up would cost the guest its disk.
 const FORMER_DRIVER_WAITS: u32 = 120;
 
 impl Vbd {
@@ -69,7 +70,7 @@ impl Vbd {
         ) {
             return;
         }
-        inner.waits = FORMER_DRIVER_WAITS;
+        inner.former = Some(0);
         let offer = &mut inner.offer;
         let offered = |node| xenstore::read(self.name(), node).and_then(|value| value.number());
         offer.queues = offered(c"multi-queue-max-queues").unwrap_or(1).max(1);
@@ -79,26 +80,29 @@ impl Vbd {
 
     /// Publishes what the frontend has to know before it sets up its side.
     pub(super) fn publish_offer(&self, offer: Offer) {
-        for (node, value) in [
-            (
-                c"feature-max-indirect-segments",
-                u32::from(MAX_INDIRECT_SEGMENTS),
-            ),
-            (c"multi-queue-max-queues", offer.queues),
-            (c"max-ring-page-order", offer.ring_order),
-            (c"feature-persistent", u32::from(offer.persistent)),
-        ] {
-            // Without the node a frontend uses less of what there is.
-            if let Err(err) = xenstore::write(self.name(), node, fmt!("{}", value)) {
-                pr_warn!("{}: writing {}: {:?}\n", self.name(), node, err);
-            }
+        let published = self.publish(|xbt| {
+            [
+                (
+                    c"feature-max-indirect-segments",
+                    u32::from(MAX_INDIRECT_SEGMENTS),
+                ),
+                (c"multi-queue-max-queues", offer.queues),
+                (c"max-ring-page-order", offer.ring_order),
+                (c"feature-persistent", u32::from(offer.persistent)),
+            ]
+            .into_iter()
+            .try_for_each(|(node, value)| xbt.write(self.name(), node, fmt!("{}", value)))
+        });
+        // Without the nodes a frontend uses less of what there is.
+        if let Err(err) = published {
+            pr_warn!("{}: writing what is offered: {:?}\n", self.name(), err);
         }
     }
 
     /// Sets a connection up, and publishes what the frontend needs to know.
     pub(super) fn connect(self: &Arc<Self>, inner: &mut Inner) {
         // One that was there has a ring that the frontend has given up.
-        inner.connection = None;
+        self.disconnect(inner);
         let Source::Open(medium) = &inner.source else {
             return;
         };
@@ -131,18 +135,17 @@ impl Vbd {
             disk,
             inner.offer,
             &self.stats,
-            &self.dev,
+            self.dev(),
             &self.frontend,
         ) {
             Ok(connection) => connection,
-            Err(refusal) if refusal.event_channel && inner.waits > 0 => {
-                if inner.waits == FORMER_DRIVER_WAITS {
+            Err(refusal) if refusal.event_channel && inner.former.is_some() => {
+                if inner.former == Some(0) {
                     pr_info!(
                         "{}: waits for the requests of the driver that had it before\n",
                         self.name()
                     );
                 }
-                inner.waits = inner.waits.wrapping_sub(1);
                 self.look_again(inner);
                 return;
             }
@@ -152,11 +155,15 @@ impl Vbd {
                 return;
             }
         };
-        if let Err(err) = self.publish(medium, &disk, discard) {
-            self.dev.fatal(err, c"writing the properties of the disk");
-            return;
+        let overview = match connection.overview() {
+            Ok(overview) => overview,
+            Err(err) => return self.fatal(err, c"allocating what describes the connection"),
+        };
+        if let Err(err) = self.publish_properties(medium, &disk, discard) {
+            return self.fatal(err, c"writing the properties of the disk");
         }
-        self.dev.switch_state(State::Connected);
+        self.switch_state(State::Connected);
+        self.view.lock().connection = Some(overview);
         connection.start();
         if self.stats.log.permits(self.name()) {
             pr_info!(
@@ -179,32 +186,58 @@ impl Vbd {
             );
         }
         inner.connection = Some(connection);
-        inner.waits = 0;
+        inner.former = None;
         inner.sectors = disk.sectors;
         self.look_again(inner);
+    }
+
+    /// As [`Vbd::connect`], while the frontend takes us for connected: it goes on with the requests that have not been
+    /// taken from its rings, and is told of another size.
+    pub(super) fn connect_again(self: &Arc<Self>, inner: &mut Inner) {
+        let sectors = inner.sectors;
+        self.connect(inner);
+        // It has not been told: our state is what it was.
+        inner.sectors = sectors;
+        self.tell_size(inner);
     }
 
     /// Has the size looked at after a while. No storage tells us when it grows.
     fn look_again(self: &Arc<Self>, inner: &mut Inner) {
         if !inner.looking {
             inner.looking = true;
-            let _ = self
-                .context
-                .control
-                .enqueue_delayed::<Arc<Self>, 1>(self.clone(), msecs_to_jiffies(SIZE_PAUSE));
+            self.look_later();
         }
+    }
+
+    pub(super) fn look_later(self: &Arc<Self>) {
+        let _ = self
+            .context
+            .control
+            .enqueue_delayed::<Arc<Self>, 1>(self.clone(), msecs_to_jiffies(SIZE_PAUSE));
     }
 
     /// Looks whether the medium has another size, or whether a driver before us has let go.
     pub(super) fn follow_size(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
         inner.looking = false;
+        if self.binding.is_over() {
+            return;
+        }
+        if self.unregister.load(Relaxed) {
+            // The device could not be removed the last time.
+            return self.leave(&mut inner);
+        }
         if inner.connection.is_some() {
             self.tell_size(&mut inner);
             self.look_again(&mut inner);
-        } else if (inner.waits > 0 || inner.refused.is_some())
-            && !matches!(inner.source, Source::Removed)
-        {
+        } else if let (Some(times), false) = (inner.former, self.quiesce.load(Relaxed)) {
+            inner.former = Some(times.saturating_add(1));
+            if times < FORMER_DRIVER_WAITS || times % 10 == 0 {
+                self.follow_frontend(&mut inner);
+            } else {
+                self.look_again(&mut inner);
+            }
+        } else if inner.refused.is_some() && !matches!(inner.source, Source::Removed) {
             self.follow_frontend(&mut inner);
         }
     }
@@ -215,22 +248,18 @@ impl Vbd {
             return;
         };
         let (before, sectors) = (inner.sectors, medium.sectors());
-        if sectors == before || self.dev.state() != State::Connected {
+        if sectors == before || self.dev().state() != State::Connected {
             return;
         }
         let name = self.name();
         pr_info!("{name}: size changed from {before} to {sectors} sectors\n");
-        let told = Transaction::run(|xbt| {
-            // A directory that the toolstack has removed must not come back.
-            if !xbt.exists(name, c"state") {
-                return Ok(());
-            }
+        let told = self.publish(|xbt| {
             xbt.write(name, c"sectors", fmt!("{}", sectors))?;
             // The frontend looks at it when our state is written, even if it is the same.
             xbt.write(name, c"state", fmt!("{}", State::Connected as u32))
         });
         match told {
-            Ok(()) => inner.sectors = sectors,
+            Ok(_) => inner.sectors = sectors,
             Err(err) => pr_warn!("{name}: writing sectors: {err:?}\n"),
         }
     }
@@ -244,7 +273,13 @@ impl Vbd {
         }
     }
 
-    fn publish(&self, medium: &Medium, disk: &Disk, discard: Option<DiscardLimits>) -> Result {
+    /// Publishes the properties of the disk.
+    fn publish_properties(
+        &self,
+        medium: &Medium,
+        disk: &Disk,
+        discard: Option<DiscardLimits>,
+    ) -> Result<bool> {
         let cdrom = medium.is_cdrom()
             || xenstore::read(&self.frontend, c"device-type")
                 .is_ok_and(|kind| kind.as_bytes() == b"cdrom");
@@ -259,7 +294,7 @@ impl Vbd {
             }
         }
         let name = self.name();
-        Transaction::run(|xbt| {
+        self.publish(|xbt| {
             xbt.write(
                 name,
                 c"feature-flush-cache",

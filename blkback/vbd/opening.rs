@@ -43,7 +43,7 @@ impl Vbd {
                     match Arc::new(Medium::File(medium), GFP_KERNEL) {
                         Ok(medium) => Source::Open(medium),
                         Err(_) => {
-                            self.dev.fatal(ENOMEM, c"opening a file");
+                            self.fatal(ENOMEM, c"opening a file");
                             Source::Failed
                         }
                     }
@@ -68,7 +68,7 @@ impl Vbd {
 
     fn mode(&self) -> Result<DiskMode> {
         let mode = xenstore::read(self.name(), c"mode").inspect_err(|err| {
-            self.dev.fatal(*err, c"reading mode");
+            self.fatal(*err, c"reading mode");
         })?;
         Ok(DiskMode::from_node(mode.as_bytes()))
     }
@@ -76,7 +76,7 @@ impl Vbd {
     /// Opens the block device that a script has named, if it has. Errors have been reported.
     fn open_device(&self, inner: &mut Inner) -> Result<Option<Arc<Medium>>> {
         let fatal = |err: Error, what: &CStr| {
-            self.dev.fatal(err, what);
+            self.fatal(err, what);
             err
         };
         let Some(node) = xenstore::read_optional(self.name(), c"physical-device")
@@ -93,7 +93,7 @@ impl Vbd {
                 self.name(),
                 minor,
                 inner.mode,
-                self.dev.otherend_id(),
+                self.dev().otherend_id(),
             )
             .map_err(|message| fatal(EBUSY, &message))?
         } else {
@@ -120,8 +120,8 @@ impl Vbd {
             match CString::try_from_fmt(fmt!(
                 "opening block device {major:x}:{minor:x} for {access}{hint}"
             )) {
-                Ok(what) => self.dev.fatal(*err, &what),
-                Err(_) => self.dev.fatal(*err, c"opening a block device"),
+                Ok(what) => self.fatal(*err, &what),
+                Err(_) => self.fatal(*err, c"opening a block device"),
             }
         })
     }
@@ -138,17 +138,17 @@ impl Vbd {
             &self.context,
             self.name(),
             medium.path(),
-            self.dev.otherend_id(),
+            self.dev().otherend_id(),
         );
         let medium = match change {
             Ok(Change::None) => return,
             Ok(Change::Eject) => Medium::Empty,
             Ok(Change::Insert(medium)) => Medium::File(medium),
-            Err(message) => return self.dev.error(EINVAL, &message),
+            Err(message) => return self.dev().error(EINVAL, &message),
         };
         let medium = match Arc::new(medium, GFP_KERNEL) {
             Ok(medium) => medium,
-            Err(_) => return self.dev.error(ENOMEM, c"changing the medium"),
+            Err(_) => return self.dev().error(ENOMEM, c"changing the medium"),
         };
         match medium.path() {
             Some(path) => pr_info!("{}: medium changed to file {}\n", self.name(), path),
@@ -157,14 +157,11 @@ impl Vbd {
         // What is in flight ends on the old medium. The rings are attached to anew, at the requests
         // that have not been taken.
         let connected = inner.connection.is_some();
-        inner.connection = None;
+        self.disconnect(inner);
         inner.source = Source::Open(medium);
+        self.show(inner);
         if connected {
-            let sectors = inner.sectors;
-            self.connect(inner);
-            // It has not been told: our state is what it was.
-            inner.sectors = sectors;
-            self.tell_size(inner);
+            self.connect_again(inner);
         }
     }
 

@@ -17,6 +17,13 @@ FIO = ("fio --name=b --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=
        " --verify=crc32c --verify_fatal=1 --thread --minimal")
 
 
+def quiesce(guest: Guest, vdev: str) -> None:
+    """The in-tree driver does not wait for requests of a driver before it: they have to be done when it comes."""
+    path = f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number(vdev)}/quiesce"
+    sh(f"echo 1 >{path}")
+    wait_for(lambda: read(path) == "yes", 30, f"{vdev} quiesced")
+
+
 def unbind(guest: Guest, vdev: str, backend: str) -> None:
     sh(f"echo vbd-{guest.domid}-{vdev_number(vdev)} >{DRIVERS}/{NAMES[backend]}/unbind")
     equal(guest.served_by(vdev), "nobody", f"who serves the unbound {vdev}")
@@ -78,6 +85,8 @@ def run(env: Env) -> None:
         for _ in range(2 * env.count(SWAPS // 2)):
             to = other if now == own else own
             for guest in (linux, ring):
+                if now == "rs":
+                    quiesce(guest, "xvda")
                 unbind(guest, "xvda", now)
                 bind(guest, "xvda", to)
             now = to
@@ -92,6 +101,7 @@ def run(env: Env) -> None:
     if own == "rs":
         # The in-tree driver can go on with a file if somebody gives it a loop device.
         node = f"{linux.backend('xvdb')}/physical-device"
+        quiesce(linux, "xvdb")
         unbind(linux, "xvdb", own)
         loop = sh(f"losetup -f --show {image}").strip()
         env.store.write(node, sh(f"stat -c %t:%T {loop}").strip())

@@ -1,0 +1,35 @@
+"""A disk is unbound while its storage hangs, and the toolstack removes its directory meanwhile: neither waits for the other for ever."""
+
+import subprocess
+import time
+
+from lib.basics import check, sh, wait_for
+from lib.env import Env
+
+BACKENDS = ("rs", "loop")
+TIMEOUT = 200
+ESTIMATE = 50
+NAMES = {"rs": "xen-blkback-rs", "loop": "vbd"}
+
+
+def run(env: Env) -> None:
+    device = env.device()
+    env.at_end(f"dmsetup resume {device} || true")
+    guest, other = env.guest(env.disk(device)), env.guest()
+    spare = env.file("ext4", "spare", 4 << 20, fill="spare")
+    node = guest.backend("xvda")
+    name = "vbd-" + "-".join(node.split("/")[-2:])
+    before = guest.env.kernel_log.lines()[-1:]
+    sh(f"dmsetup suspend --noflush {device}")
+    guest.sh("(dd if=/dev/zero of=/dev/xvda bs=4k count=1 oflag=direct) >/dev/null 2>&1 &")
+    time.sleep(2)  # the request is in flight, which nothing tells on all backends
+    unbind = subprocess.Popen(["sh", "-c", f"echo {name} >/sys/bus/xen-backend/drivers/{NAMES[env.backend]}/unbind"])
+    time.sleep(2)  # it waits for the request, or has ended
+    sh(f"xenstore-rm {node}")
+    time.sleep(2)  # xenwatch has seen it
+    sh(f"dmsetup resume {device}")
+    wait_for(lambda: unbind.poll() is not None, 20, f"unbind to end ({before})")
+    done = other.try_attach(env.disk(spare, "xvdb"))
+    check(done.returncode == 0, f"another guest's disk does not come: {done.stderr.strip()}")
+    other.destroy()
+    guest.destroy()

@@ -218,7 +218,10 @@ impl Vbd {
 
     /// Looks whether the medium has another size, or whether a driver before us has let go.
     pub(super) fn follow_size(self: &Arc<Self>) {
-        let mut inner = self.inner.lock();
+        // The control work item may be waiting for storage. Waiting for it in turn would occupy a thread.
+        let Some(mut inner) = self.inner.try_lock() else {
+            return self.look_later();
+        };
         inner.looking = false;
         if self.binding.is_over() {
             return;

@@ -160,7 +160,7 @@ class Guest:
     def save(self, path: Path) -> None:
         """xl save, which ends the domain here."""
         self._toolstack("save", self.name, str(path))
-        self._gone()
+        self.gone()
 
     def restore(self, path: Path) -> None:
         self._toolstack("restore", str(path))
@@ -194,18 +194,18 @@ class Guest:
         done = run("xl", "destroy", self.name)
         equal(done.returncode, 0, f"xl destroy {self.name} ({done.stderr.strip()})")
         check("error" not in done.stderr.lower(), f"xl destroy {self.name} complains: {done.stderr.strip()}")
-        self._gone()
+        self.gone()
 
     def shutdown(self) -> None:
         """The guest powers itself off, and everything of it goes away."""
         self.tell("sync; umount -a -r 2>/dev/null; poweroff -f")
-        self._gone(60)
+        self.gone(60)
 
     def tell(self, script: str) -> None:
         """Has a script run that ends the guest, so that there will be no answer."""
         self._send("X 0 " + base64.b64encode(script.encode()).decode())
 
-    def _gone(self, timeout: float = 30) -> None:
+    def gone(self, timeout: float = 30) -> None:
         """Waits until the domain is gone wholly: one whose pages a backend still maps stays as a zombie."""
         if self.domid:
             number = self.domid

@@ -25,13 +25,13 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
-from vm import TESTS, Dead, Machine, frontend_files, module_files  # noqa: E402
+from vm import PACE, TESTS, Dead, Machine, frontend_files, module_files  # noqa: E402
 from xb import archive  # noqa: E402
 from xb.common import Fail, lock, positive, program, read_json, say, write_json  # noqa: E402
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMES = image.NESTED / "times.json"
-GRACE = 45  # seconds that dom0 has to report a test that ran out of time
+GRACE = 45  # seconds, times the pace, that dom0 has to report a test that ran out of time
 PROGRESS = 60  # seconds between lines of a test's log that are shown in any case: what a long form is at
 
 
@@ -144,7 +144,8 @@ class Runner:
         if release != self.kver:
             raise Dead(f"dom0 runs {release}, not {self.kver}")
         with self.lock:
-            say(f"machine {number + 1}: Xen and {release} up after {time.monotonic() - start:.1f} s")
+            say(f"machine {number + 1}: Xen and {release} up after {time.monotonic() - start:.1f} s; "
+                f"time limits are stretched {machine.pace:g} times")
 
     def _one(self, machine: Machine, test: Test, outcome: Outcome) -> None:
         state: dict[str, Any] | None = None
@@ -152,8 +153,7 @@ class Runner:
         timeout = test.timeout * max(1.0, loops)
         shown = time.monotonic()
         while True:
-            machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state,
-                         loops=loops)
+            machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state, loops=loops, pace=PACE)
             for message in machine.messages(timeout + GRACE):
                 if "log" in message:
                     outcome.log.append(message["log"])

@@ -68,7 +68,7 @@ pub struct Common {
     /// Where the indices of the rings start
     #[arg(long, default_value_t = 0, global = true)]
     pub first_index: u32,
-    /// Seconds that the backend may take for a change of state or a response
+    /// Seconds that the backend may take for a change of state or a response, times what $XB_PACE says
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=SECONDS_AT_MOST), global = true)]
     pub timeout: u64,
     /// Write the results there, too
@@ -113,9 +113,16 @@ impl Common {
             queues: self.queues,
             persistent: self.persistent,
             first_index: self.first_index,
-            timeout: Duration::from_secs(self.timeout),
+            timeout: Duration::from_secs(self.timeout).mul_f64(pace()),
         }
     }
+}
+
+/// How many times slower than usual the machine is: `XB_PACE`, 1 to 100, of the tests that run us.
+pub fn pace() -> f64 {
+    let given = std::env::var("XB_PACE").ok();
+    let factor: Option<f64> = given.and_then(|text| text.parse().ok());
+    factor.unwrap_or(1.0).clamp(1.0, 100.0)
 }
 
 /// Options of `conformance`.

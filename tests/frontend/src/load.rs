@@ -73,7 +73,7 @@ struct Template {
 pub fn run(arguments: &Arguments, options: &Load) -> Result<(bool, Value)> {
     let common = &arguments.common;
     let mut device = Device::connect(common.config())?;
-    let mut plan = plan(&device, options, common.timeout)?;
+    let mut plan = plan(&device, options, common.config().timeout)?;
     let pages = plan.sectors.div_ceil(8) as usize;
     if pages > MAX_SEGMENTS && pages > device.properties.indirect as usize {
         return Err(Error::NotOffered(format!(
@@ -125,7 +125,7 @@ pub fn run(arguments: &Arguments, options: &Load) -> Result<(bool, Value)> {
     Ok((good, report))
 }
 
-fn plan(device: &Device, options: &Load, timeout: u64) -> Result<Plan> {
+fn plan(device: &Device, options: &Load, timeout: Duration) -> Result<Plan> {
     let properties = &device.properties;
     let sectors = u64::from(options.size) * 1024 / SECTOR as u64;
     let area = options
@@ -157,7 +157,7 @@ fn plan(device: &Device, options: &Load, timeout: u64) -> Result<Plan> {
         sequential: options.sequential,
         batch: options.batch.min(options.depth),
         seed: options.seed,
-        timeout: Duration::from_secs(timeout),
+        timeout,
         think: Duration::from_micros(options.think),
         limit: options.requests,
         end: Instant::now(),

@@ -3,7 +3,8 @@
 //! What may overtake what, found out on a slow disk.
 //!
 //! The disk's first third has to take more than a second for a request, its second less, its last hardly any time,
-//! as a flush: then there is no doubt which of two answers came first, and it is not the order by itself.
+//! as a flush; all of it times what `XB_PACE` says. Then there is no doubt which of two answers came first, and it is
+//! not the order by itself.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use blkif::abi::{OP_READ, OP_WRITE_BARRIER};
 use blkif::Status;
 use serde_json::{json, Value};
 
-use crate::args::{Arguments, Order};
+use crate::args::{pace, Arguments, Order};
 use crate::device::Device;
 use crate::error::{fail, Error, Result};
 use crate::sys::{Pages, PAGE};
@@ -114,7 +115,7 @@ impl Slow {
         self.put(ring, OP_WRITE_BARRIER, BARRIER)?;
         self.put(ring, OP_READ, AFTER)?;
         // It does not say that it has taken a barrier that waits.
-        std::thread::sleep(BARRIER_TAKEN);
+        std::thread::sleep(BARRIER_TAKEN.mul_f64(pace()));
         self.put(0, OP_READ, AFTER_ON_FIRST)?;
         let found = self.collect(4)?;
         Ok([

@@ -106,7 +106,7 @@ pub fn run(arguments: &Arguments, options: &Verify) -> Result<(bool, Value)> {
         Device::connect(common.config())?,
         common.indirect,
         options,
-        common.timeout,
+        common.config().timeout,
     )?;
     let start = Instant::now();
     let end = (options.seconds > 0).then(|| start + Duration::from_secs(options.seconds));
@@ -162,7 +162,7 @@ pub fn run(arguments: &Arguments, options: &Verify) -> Result<(bool, Value)> {
 }
 
 impl Verifier {
-    fn new(device: Device, indirect: u32, options: &Verify, timeout: u64) -> Result<Verifier> {
+    fn new(device: Device, indirect: u32, options: &Verify, timeout: Duration) -> Result<Verifier> {
         let Properties {
             sectors,
             sector_size,
@@ -208,7 +208,7 @@ impl Verifier {
             device,
             rng: Rng::new(options.seed),
             seed: options.seed,
-            timeout: Duration::from_secs(timeout),
+            timeout,
             segments: indirect as usize,
             block,
             model: vec![Sector::default(); area as usize],

@@ -1,10 +1,12 @@
 """Runs in dom0 and does what the host asks for, over a virtio serial port; one JSON object a line each way.
 
-From the host:  {"run": TEST, "backend": B, "timeout": S, "state": null or {...}}   {"exec": SHELL-COMMAND}   {"off": true}
-To the host:    {"ready": RELEASE}   {"log": LINE}   {"result": "ok" | "fail" | "powercut", "reason": ..., ...}
-                {"exit": STATUS}
+From the host:  {"run": TEST, "backend": B, "timeout": S, "pace": P, "state": null or {...}}
+                {"exec": SHELL-COMMAND}   {"off": true}
+To the host:    {"ready": RELEASE}   {"pace": FACTOR}   {"log": LINE}
+                {"result": "ok" | "fail" | "powercut", "reason": ..., ...}   {"exit": STATUS}
 
-A test runs in its own process; when its time is up, the kernel's blocked tasks go to the log and the test fails.
+A test runs in its own process; when its time is up, the kernel's blocked tasks go to the log and the test fails. All
+times are stretched by the machine's pace, which is measured at boot and before each test; P is the least that counts.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lib import pace  # noqa: E402
 from lib.port import port  # noqa: E402
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
@@ -45,6 +48,7 @@ class Agent:
     def __init__(self) -> None:
         self.port = port("xb.agent")
         self.buffer = b""
+        self.pace = 1.0
 
     def send(self, **message: object) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -61,6 +65,7 @@ class Agent:
         return json.loads(line)
 
     def serve(self) -> None:
+        self.measure()
         self.send(ready=os.uname().release)
         while True:
             message = self.receive()
@@ -72,19 +77,28 @@ class Agent:
             elif "off" in message:
                 return
 
+    def measure(self, least: float = 1.0) -> None:
+        """Finds out how slow the machine is, for whoever has a time limit. As slow as it was once it can be again."""
+        self.pace = max(pace.measure(), least, self.pace)
+        os.environ["XB_PACE"] = str(self.pace)
+        pace.watch_tasks(self.pace)
+        self.send(pace=self.pace)
+
     def test(self, message: dict) -> None:
+        self.measure(message.get("pace", 1.0))
         for path in Path("/var/log/xen").glob("**/*.log"):
             path.write_text("")
         argv = [sys.executable, "-u", str(LIB / "runtest.py"), message["run"], message["backend"]]
         os.environ["XB_LOOPS"] = str(message.get("loops", 1))
         if message.get("state") is not None:
             argv.append(json.dumps(message["state"]))
-        lines, status = self.child(argv, message["timeout"])
+        timeout = message["timeout"] * self.pace
+        lines, status = self.child(argv, timeout)
         results = [json.loads(line) for line in lines]
         result = results[-1] if results else {"result": "fail", "reason": f"the test ended with status {status}"}
         if status is None:
             Path("/proc/sysrq-trigger").write_text("w")
-            result = {"result": "fail", "reason": f"still running after {message['timeout']} s"}
+            result = {"result": "fail", "reason": f"still running after {timeout:.0f} s"}
         if result["result"] == "fail":
             result.setdefault("dmesg", [])
             if not result["dmesg"]:

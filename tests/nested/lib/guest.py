@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import math
 import os
 import re
 import select
@@ -15,7 +16,7 @@ import tty
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .basics import Failure, check, equal, log, run, wait_for
+from .basics import PACE, Failure, check, equal, log, run, wait_for
 
 if TYPE_CHECKING:
     from .env import Env
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 KERNEL = "/opt/guest/vmlinux"
 HVM_KERNEL = "/opt/guest/vmlinuz"
 RAMDISK = "/opt/guest/guest.cpio"
+# Scripts for guests that count how often they try do so $XB_PACE times as often; it is a whole number.
+WHOLE_PACE = math.ceil(PACE)
 # The kernel unpacks one archive after the other.
 FRONTEND = "/opt/guest/frontend.cpio"
 EXTRA = "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on sysrq_always_enabled \
@@ -85,7 +88,7 @@ class Guest:
             extra += " xb.nofront"
             ramdisk = str(with_frontend())
         self.frontend = frontend
-        command_line = f"{EXTRA} {extra}".strip()
+        command_line = f"{EXTRA} xb.pace={WHOLE_PACE} {extra}".strip()
         boot = [f'kernel = "{HVM_KERNEL if kind == "hvm" else KERNEL}"', f'ramdisk = "{ramdisk}"']
         if bootloader:
             boot = [f'bootloader = "{bootloader}"']
@@ -241,7 +244,7 @@ class Guest:
     def wait_size(self, vdev: str, sectors: int) -> float:
         """Waits in the guest until a disk has this many sectors; how many seconds that took there."""
         took = self.sh(f"t=$(cut -d' ' -f1 /proc/uptime); n=0; until [ $(cat /sys/class/block/{vdev}/size) -eq {sectors} ]; do n=$((n+1)); "
-                       "[ $n -lt 500 ] || exit 1; usleep 20000; done; echo $t $(cut -d' ' -f1 /proc/uptime)")
+                       "[ $n -lt $((500 * XB_PACE)) ] || exit 1; usleep 20000; done; echo $t $(cut -d' ' -f1 /proc/uptime)")
         start, end = map(float, took.split())
         return end - start
 
@@ -318,6 +321,7 @@ class Guest:
 
     def _until(self, pattern: re.Pattern[bytes], timeout: float, what: str) -> re.Match[bytes]:
         """Reads the console until PATTERN; what came before it is then in self.before."""
+        timeout *= PACE
         end = time.monotonic() + timeout
         while True:
             found = pattern.search(self.buffer)
@@ -342,7 +346,7 @@ class Guest:
         """Has the guest's kernel say on the console who waits for what; for a test that has failed."""
         for key in "9wtl":
             run("xl", "sysrq", self.name, key)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 5 * PACE
         while time.monotonic() < end:
             if select.select([self.console], [], [], 1.0)[0]:
                 try:
@@ -364,7 +368,7 @@ def without_complaint(done: subprocess.CompletedProcess[str]) -> None:
 def until_there(*vdevs: str) -> str:
     """A script for a guest that waits until it has these disks, with their sizes, or names the one that does not come."""
     return (f"for d in {' '.join(vdevs)}; do n=0; until [ -b /dev/$d ] && read -r s </sys/class/block/$d/size && [ $s -gt 0 ]; do "
-            "n=$((n+1)); [ $n -lt 400 ] || { echo $d; exit 1; }; usleep 50000; done; done; ")
+            "n=$((n+1)); [ $n -lt $((400 * XB_PACE)) ] || { echo $d; exit 1; }; usleep 50000; done; done; ")
 
 
 def vdev_of(disk: str) -> str:

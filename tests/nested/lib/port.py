@@ -10,7 +10,7 @@ from pathlib import Path
 
 def port(name: str) -> int:
     """The serial port that the host named so."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         for path in Path("/sys/class/virtio-ports").glob("*"):
             if (path / "name").read_text().strip() == name and Path("/dev", path.name).exists():

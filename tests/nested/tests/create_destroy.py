@@ -16,7 +16,7 @@ LOAD = """for d in {vdevs}; do
 done
 for d in {vdevs}; do n=0
     until set -- $(cat /sys/block/$d/stat) && [ $1 -gt 4 ] && [ $5 -gt 4 ]; do
-        n=$((n+1)); [ $n -lt 400 ] || exit 1; usleep 50000
+        n=$((n+1)); [ $n -lt $((400 * XB_PACE)) ] || exit 1; usleep 50000
     done
 done"""
 

@@ -15,6 +15,7 @@ if [ -d /lib/modules/$(uname -r)/updates ]; then depmod; fi
 modprobe -a xenfs xen-evtchn xen-gntdev xen-privcmd; mount -t xenfs xenfs /proc/xen
 udevadm trigger --action=add --subsystem-match=block --subsystem-match=misc; udevadm settle
 mkfs.ext4 -q -F /dev/xvdc; mount -t ext4 /dev/xvdc /srv; truncate -s 16M /srv/disk
+[ $XB_PACE = 1 ] || [ ! -e /opt/xb/lib/xl_clock.so ] || export LD_PRELOAD=/opt/xb/lib/xl_clock.so
 xl devd"""
 
 
@@ -33,7 +34,7 @@ def run(env: Env) -> None:
     guest.sh("for d in xvda xvdb; do dd if=/dev/urandom of=/dev/$d bs=64k count=64 conv=fsync oflag=direct || exit 1; done")
     sums = [guest.sh(f"md5sum </dev/{vdev}").split()[0] for vdev in ("xvda", "xvdb")]
     guest.shutdown()
-    storage.sh("n=0; while ls /sys/bus/xen-backend/devices | grep -q vbd; do n=$((n+1)); [ $n -lt 200 ] || exit 1; usleep 50000; done")
+    storage.sh("n=0; while ls /sys/bus/xen-backend/devices | grep -q vbd; do n=$((n+1)); [ $n -lt $((200 * XB_PACE)) ] || exit 1; usleep 50000; done")
     equal([line.split()[0] for line in storage.sh("md5sum /srv/disk /dev/xvdd").splitlines()], sums, "what the storage domain finds")
     if env.backend == "rs":
         storage.sh("rmmod xen_blkback_rs")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lib.basics import check, log, read, sh, wait_for
+from lib.basics import PACE, check, log, read, sh, wait_for
 from lib.env import Env
 from lib.guest import Guest, vdev_number
 
@@ -141,26 +141,26 @@ def one_guest(env: Env, storage: Storage, rng: random.Random, other: Guest, disk
 
     def others_live() -> None:
         took = come_and_go(other, disk)
-        check(took < 2 * usual + 3, f"{storage.name}: another guest's disk took {took:.1f} s, usually {usual:.1f}")
+        check(took < 2 * usual + 3 * PACE, f"{storage.name}: another guest's disk took {took:.1f} s, usually {usual:.1f}")
 
     # Unbound and bound again: the guest only waits. One that is quiesced goes on when it is told to.
     storage.hang()
     write(guest)
     for vdev in VDEVS[:2]:
-        check(do["unbind"](vdev).wait(10) == 0, f"{storage.name}: unbind of {vdev}")
-    do["quiesce"](VDEVS[2]).wait(10)
+        check(do["unbind"](vdev).wait(10 * PACE) == 0, f"{storage.name}: unbind of {vdev}")
+    do["quiesce"](VDEVS[2]).wait(10 * PACE)
     quiesce = f"/sys/bus/xen-backend/devices/{name_of(guest, VDEVS[2])}/quiesce"
     check(read(quiesce) == "draining", f"{storage.name}: a disk with a request in flight is quiesced: {read(quiesce)}")
-    check(do["bind"](VDEVS[0]).wait(10) == 0, f"{storage.name}: bind of {VDEVS[0]}")
+    check(do["bind"](VDEVS[0]).wait(10 * PACE) == 0, f"{storage.name}: bind of {VDEVS[0]}")
     others_live()
     for vdev in VDEVS:
         state(guest, vdev)  # of those that are bound
     storage.back()
-    check(do["bind"](VDEVS[1]).wait(10) == 0, f"{storage.name}: bind of {VDEVS[1]}")
+    check(do["bind"](VDEVS[1]).wait(10 * PACE) == 0, f"{storage.name}: bind of {VDEVS[1]}")
     wait_for(lambda: read(quiesce) == "yes", 60, f"{storage.name}: quiesced")
     sh(f"echo 0 >{quiesce}")
     for vdev in VDEVS:
-        guest.sh(f"n=0; until [ -s /tmp/{vdev} ]; do usleep 50000; n=$((n+1)); [ $n -lt 1800 ] || exit 9; done; read -r r </tmp/{vdev}; exit $r", 120)
+        guest.sh(f"n=0; until [ -s /tmp/{vdev} ]; do usleep 50000; n=$((n+1)); [ $n -lt $((1800 * XB_PACE)) ] || exit 9; done; read -r r </tmp/{vdev}; exit $r", 120)
         guest.sh(f"dd if=/dev/{vdev} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null")  # and it goes on
         guest.check_served(vdev)
 

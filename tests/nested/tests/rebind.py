@@ -1,6 +1,6 @@
 """The driver is replaced under running guests: by the in-tree one and back, and by itself, as in an upgrade."""
 
-from lib.basics import check, equal, log, read, sh, wait_for
+from lib.basics import PACE, check, equal, log, read, sh, wait_for
 from lib.env import DRIVER, Env
 from lib.guest import Guest, vdev_number
 
@@ -12,7 +12,7 @@ DRIVERS = "/sys/bus/xen-backend/drivers"
 NAMES = {"rs": "xen-blkback-rs", "loop": "vbd"}
 LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --persistent", "--abi native --queues 2 --ring-order 1 --indirect 32 --persistent")
 SWAPS = 2
-SLOW = 6000  # milliseconds that a request of the slow device takes
+SLOW = min(round(6000 * PACE), 30000)  # milliseconds that a request of the slow device takes: less than our driver waits for another
 FIO = ("fio --name=b --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=2m --iodepth=4 --thinktime=20000 --ioengine=libaio --direct=1"
        " --verify=crc32c --verify_fatal=1 --thread --minimal")
 

@@ -3,7 +3,7 @@
 import random
 import time
 
-from lib.basics import check
+from lib.basics import PACE, check, pause
 from lib.env import Env
 
 BACKENDS = ("rs", "loop")
@@ -26,11 +26,11 @@ def run(env: Env) -> None:
                             ("type", "phy"), ("mode", "w"), ("script", "/etc/xen/scripts/block"), ("dev", "xvdb"),
                             ("device-type", "disk"), ("state", "1")):
             store.write(f"{back}/{node}", value)
-        time.sleep(rng.uniform(0, 0.06))
+        time.sleep(rng.uniform(0, 0.06 * PACE))
         store.remove(back)
         store.remove(front)
         if number % 14 == 13:
-            time.sleep(1.5)  # whatever comes back, comes back by then
+            pause(1.5)  # whatever comes back, comes back by then
             for name in store.list(f"/local/domain/0/backend/vbd/{guest.domid}"):
                 if name != "51712":
                     stale.append(store.values(f"/local/domain/0/backend/vbd/{guest.domid}/{name}"))

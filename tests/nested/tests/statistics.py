@@ -3,7 +3,7 @@
 import os
 import re
 
-from lib.basics import check, equal, log, sh, wait_for
+from lib.basics import PACE, check, equal, log, sh, wait_for
 from lib.env import Env
 from lib.guest import Guest
 
@@ -79,7 +79,7 @@ def traced(guest: Guest) -> None:
     equal([int(sector) for _, sector in starts], [(4 + n) * 64 for n in range(8)], f"sectors of traced requests in {text}")
     ends = re.findall(rf"xen_blkback_rs_end: {disk} id=(\d+) error=0 nanoseconds=(\d+)", text)
     equal([id for id, _ in ends], [id for id, _ in starts], "ids of traced requests")
-    check(all(0 < int(nanoseconds) < 10 ** 10 for _, nanoseconds in ends), f"times of traced requests: {ends}")
+    check(all(0 < int(nanoseconds) < 10 ** 10 * PACE for _, nanoseconds in ends), f"times of traced requests: {ends}")
 
 
 def in_debugfs(directory: str, words: list[str], counted: dict[str, int]) -> None:

@@ -3,7 +3,7 @@
 import subprocess
 import time
 
-from lib.basics import check, log, sh
+from lib.basics import PACE, check, log, pause, sh
 from lib.env import Env
 
 BACKENDS = ("rs", "loop")
@@ -19,20 +19,20 @@ def run(env: Env) -> None:
     node = guest.backend("xvda")
     sh(f"dmsetup suspend --noflush {device}")
     guest.sh("(dd if=/dev/zero of=/dev/xvda bs=4k count=1 oflag=direct) >/dev/null 2>&1 &")
-    time.sleep(2)  # the request is in flight, which nothing tells on all backends
+    pause(2)  # the request is in flight, which nothing tells on all backends
     start = time.monotonic()
     destroy = subprocess.Popen(["xl", "destroy", guest.name])
     try:
-        destroy.wait(60)
+        destroy.wait(60 * PACE)
     except subprocess.TimeoutExpired:
-        log("xl destroy did not end in 60 s")
+        log("xl destroy did not end")
     log(f"xl destroy: {destroy.poll()} after {time.monotonic() - start:.1f} s")
     sh(f"xenstore-rm {node} 2>/dev/null || true")
-    time.sleep(2)  # xenwatch has seen it
+    pause(2)  # xenwatch has seen it
     start = time.monotonic()
     attach = subprocess.Popen(["xl", "block-attach", other.name, env.disk(spare, "xvdb")])
     try:
-        attach.wait(20)
+        attach.wait(20 * PACE)
     except subprocess.TimeoutExpired:
         pass
     took, code = time.monotonic() - start, attach.poll()

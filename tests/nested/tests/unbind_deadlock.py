@@ -1,9 +1,8 @@
 """A disk is unbound while its storage hangs, and the toolstack removes its directory meanwhile: neither waits for the other for ever."""
 
 import subprocess
-import time
 
-from lib.basics import check, sh, wait_for
+from lib.basics import check, pause, sh, wait_for
 from lib.env import Env
 
 BACKENDS = ("rs", "loop")
@@ -22,11 +21,11 @@ def run(env: Env) -> None:
     before = guest.env.kernel_log.lines()[-1:]
     sh(f"dmsetup suspend --noflush {device}")
     guest.sh("(dd if=/dev/zero of=/dev/xvda bs=4k count=1 oflag=direct) >/dev/null 2>&1 &")
-    time.sleep(2)  # the request is in flight, which nothing tells on all backends
+    pause(2)  # the request is in flight, which nothing tells on all backends
     unbind = subprocess.Popen(["sh", "-c", f"echo {name} >/sys/bus/xen-backend/drivers/{NAMES[env.backend]}/unbind"])
-    time.sleep(2)  # it waits for the request, or has ended
+    pause(2)  # it waits for the request, or has ended
     sh(f"xenstore-rm {node}")
-    time.sleep(2)  # xenwatch has seen it
+    pause(2)  # xenwatch has seen it
     sh(f"dmsetup resume {device}")
     wait_for(lambda: unbind.poll() is not None, 20, f"unbind to end ({before})")
     done = other.try_attach(env.disk(spare, "xvdb"))

@@ -147,7 +147,7 @@ fn same_id(lab: &mut Lab) -> Result<Outcome> {
 }
 
 fn idle_asks(lab: &mut Lab) -> Result<Outcome> {
-    let deadline = Instant::now() + lab.timeout.min(Duration::from_secs(5));
+    let deadline = Instant::now() + lab.timeout / 6;
     let ring = lab.ring();
     let want = ring.req_prod().wrapping_add(1);
     while ring.req_event() != want {
@@ -207,7 +207,8 @@ fn event_when_asked(lab: &mut Lab) -> Result<Outcome> {
             "no event after {AHEAD} responses, as was asked for"
         )));
     }
-    let response = lab.ring().wait_response(Duration::from_secs(1))?;
+    let timeout = lab.timeout;
+    let response = lab.ring().wait_response(timeout)?;
     Ok(good_if(each_once(&[id], &[response])))
 }
 

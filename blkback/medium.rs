@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) use blkif::node::DiskMode;
 use blkif::{
     abi::SECTOR_SIZE,
     Discard, //
@@ -49,34 +50,6 @@ use crate::{
         Way, //
     },
 };
-
-/// How the toolstack lets the guest use the disk (node `mode`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct DiskMode {
-    /// The guest may write.
-    pub(crate) writable: bool,
-    /// The administrator knows that others write as well (`w!`).
-    pub(crate) shared: bool,
-}
-
-impl DiskMode {
-    /// As it is written.
-    pub(crate) fn text(self) -> &'static CStr {
-        match (self.writable, self.shared) {
-            (false, _) => c"r",
-            (true, false) => c"w",
-            (true, true) => c"w!",
-        }
-    }
-
-    /// From the value of the node: as in the in-tree driver, a `w` anywhere makes it writable.
-    pub(crate) fn from_node(mode: &[u8]) -> Self {
-        Self {
-            writable: mode.contains(&b'w'),
-            shared: mode.contains(&b'!'),
-        }
-    }
-}
 
 /// What holds the data of a disk.
 pub(crate) enum Medium {

@@ -6,8 +6,8 @@
 //!
 //! Every function here waits for the answer of xenstored: task context, may sleep.
 //!
-//! What a guest wrote is bytes of its choice, at most a xenstore payload (4096) of them. Numbers
-//! are parsed here; a value that is not a plain number is an error, never zero.
+//! What a guest wrote is bytes of its choice, at most a xenstore payload (4096) of them; they are
+//! parsed in [`blkif::node`].
 
 use core::ptr::NonNull;
 use kernel::{
@@ -56,7 +56,7 @@ impl Value {
     ///
     /// `EINVAL` if it is empty, too large, or anything but decimal digits.
     pub fn number(&self) -> Result<u32> {
-        parse_number(self.as_bytes(), 10)
+        blkif::node::number(self.as_bytes()).map_err(|_| EINVAL)
     }
 }
 
@@ -65,33 +65,6 @@ impl Drop for Value {
         // SAFETY: By the type invariant the allocation is ours.
         unsafe { raw::kfree(self.ptr.as_ptr().cast()) }
     }
-}
-
-/// Parses a number of the given base, 2 to 16.
-///
-/// # Errors
-///
-/// `EINVAL` if it is empty, too large for 32 bits, or has anything but digits.
-pub fn parse_number(bytes: &[u8], base: u32) -> Result<u32> {
-    if bytes.is_empty() {
-        return Err(EINVAL);
-    }
-    bytes.iter().try_fold(0u32, |number, byte| {
-        let digit = match byte {
-            b'0'..=b'9' => byte.wrapping_sub(b'0'),
-            b'a'..=b'f' => byte.wrapping_sub(b'a').wrapping_add(10),
-            b'A'..=b'F' => byte.wrapping_sub(b'A').wrapping_add(10),
-            _ => return Err(EINVAL),
-        };
-        let digit = u32::from(digit);
-        if digit >= base {
-            return Err(EINVAL);
-        }
-        number
-            .checked_mul(base)
-            .and_then(|n| n.checked_add(digit))
-            .ok_or(EINVAL)
-    })
 }
 
 /// Number of no transaction (`XBT_NIL`).

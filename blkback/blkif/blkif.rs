@@ -7,7 +7,7 @@
 //! answers each by a response. The data do not pass through the ring: a request names pages by
 //! grant references, and the backend maps or copies those pages.
 //!
-//! This crate knows the ring, the requests and the responses, and nothing else. It depends on no
+//! This crate knows the ring, the requests, the responses and the nodes that both sides write, and nothing else. It depends on no
 //! kernel and allocates nothing; it contains no unsafe code; and no input makes it panic. The
 //! kernel module contains it as it is, and a host tests it with `cargo test`.
 //!
@@ -160,6 +160,7 @@
 
 pub mod abi;
 pub mod moderation;
+pub mod node;
 pub mod persistent;
 pub mod request;
 pub mod response;

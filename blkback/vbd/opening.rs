@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use blkif::node::device_numbers;
 use kernel::{
     prelude::*,
     str::CString,
@@ -85,7 +86,7 @@ impl Vbd {
             return Ok(None);
         };
         let (major, minor) = device_numbers(node.as_bytes())
-            .map_err(|err| fatal(err, c"physical-device is not of the form major:minor"))?;
+            .map_err(|_| fatal(EINVAL, c"physical-device is not of the form major:minor"))?;
         inner.mode = self.mode()?;
         let behind = if major == LOOP_MAJOR {
             handover::behind_loop(
@@ -172,16 +173,4 @@ impl Vbd {
         };
         is(c"device-type", b"cdrom") || is(c"removable", b"1")
     }
-}
-
-/// Reads `major:minor`, both hexadecimal.
-fn device_numbers(node: &[u8]) -> Result<(u32, u32)> {
-    let mut parts = node.splitn(2, |byte| *byte == b':');
-    let (Some(major), Some(minor)) = (parts.next(), parts.next()) else {
-        return Err(EINVAL);
-    };
-    Ok((
-        xenstore::parse_number(major, 16)?,
-        xenstore::parse_number(minor, 16)?,
-    ))
 }

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Values of xenstore nodes: bytes that a frontend or the toolstack has written.
+//!
+//! A guest can write into its own nodes what it likes, at most a payload of xenstore (4096 bytes). A value
+//! that is not what its node is for is an error, never a value that was not written. What names the layout of the
+//! rings is [`Abi::from_node`](crate::Abi::from_node).
+
+use core::{
+    ffi::CStr,
+    fmt, //
+};
+
+/// A node's value is not of the form that it has to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Malformed;
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("malformed value of a node")
+    }
+}
+
+/// A decimal number without a sign, such as those of grant references, event channels, features and limits.
+///
+/// # Errors
+///
+/// [`Malformed`] if the value is empty, too large for 32 bits, or has anything but decimal digits. White space,
+/// a NUL and a sign are no digits.
+///
+/// # Examples
+///
+/// ```
+/// use blkif::node::{number, Malformed};
+///
+/// assert_eq!(number(b"51712"), Ok(51712));
+/// assert_eq!(number(b"-1"), Err(Malformed));
+/// ```
+pub fn number(value: &[u8]) -> Result<u32, Malformed> {
+    digits(value, 10)
+}
+
+/// Major and minor number of a block device, as scripts write them into `physical-device`: hexadecimal, with a
+/// colon between.
+///
+/// # Errors
+///
+/// [`Malformed`] if the value has another form, or if a number is too large for 32 bits. Whether there is such
+/// a device is another question.
+///
+/// # Examples
+///
+/// ```
+/// use blkif::node::device_numbers;
+///
+/// assert_eq!(device_numbers(b"fd:1f"), Ok((253, 31)));
+/// ```
+pub fn device_numbers(value: &[u8]) -> Result<(u32, u32), Malformed> {
+    let mut parts = value.splitn(2, |&byte| byte == b':');
+    match (parts.next(), parts.next()) {
+        (Some(major), Some(minor)) => Ok((digits(major, 16)?, digits(minor, 16)?)),
+        _ => Err(Malformed),
+    }
+}
+
+/// A number of the given base, 2 to 16.
+fn digits(value: &[u8], base: u32) -> Result<u32, Malformed> {
+    if value.is_empty() {
+        return Err(Malformed);
+    }
+    value.iter().try_fold(0u32, |number, byte| {
+        let digit = char::from(*byte).to_digit(base).ok_or(Malformed)?;
+        number
+            .checked_mul(base)
+            .and_then(|number| number.checked_add(digit))
+            .ok_or(Malformed)
+    })
+}
+
+/// How the toolstack lets the guest use the disk (node `mode`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiskMode {
+    /// The guest may write.
+    pub writable: bool,
+    /// The administrator knows that others write as well (`w!`).
+    pub shared: bool,
+}
+
+impl DiskMode {
+    /// From the value of the node: as in the in-tree driver, a `w` anywhere makes it writable.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use blkif::node::DiskMode;
+    ///
+    /// assert!(DiskMode::from_node(b"w!").writable);
+    /// assert!(!DiskMode::from_node(b"").writable);
+    /// ```
+    pub fn from_node(mode: &[u8]) -> Self {
+        DiskMode {
+            writable: mode.contains(&b'w'),
+            shared: mode.contains(&b'!'),
+        }
+    }
+
+    /// As it is written: `r`, `w` or `w!`.
+    pub const fn text(self) -> &'static CStr {
+        match (self.writable, self.shared) {
+            (false, _) => c"r",
+            (true, false) => c"w",
+            (true, true) => c"w!",
+        }
+    }
+}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 
-from xb import archive, buildroot, checks, frontend, kernel, module, runner  # noqa: E402
+from xb import archive, buildroot, checks, frontend, fuzz, kernel, module, runner  # noqa: E402
 from xb.common import BUILD, TOP, Fail, program, remove, say  # noqa: E402
 
 
@@ -48,7 +48,10 @@ def arguments() -> argparse.Namespace:
                          help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}")
     add("fmt", "format the Rust sources by the kernel's configuration")
     add("check-second", "build against the newest kernel of another series too")
-    add("check-long", "run the long forms of the nested tests that have one")
+    add("check-long", "fuzz for an hour, run the long forms of the nested tests that have one")
+    command = add("fuzz", "fuzz what parses bytes of a guest or of the toolstack", False)
+    command.add_argument("--seconds", type=float, default=fuzz.SHORT, help="shared by the targets, several at a time (default: %(default)s)")
+    command.add_argument("targets", nargs="*", metavar="TARGET", help=f"only these of {' '.join(fuzz.targets())}")
     add("demo", "build, boot Xen and show guests on the module's disks")
     command = add("bench", "build, boot Xen and measure the module beside its peers; options after -- go to scripts/nested/bench.py")
     command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- OPTION")
@@ -81,12 +84,15 @@ def main() -> int:
             return check(options)
         case "fmt":
             checks.rustfmt(module.target(options.kver, options.kdir), write=True)
-            checks.frontend_rustfmt(write=True)
+            checks.programs_rustfmt(frontend.SOURCE, fuzz.SOURCE, write=True)
         case "check-second":
             to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
             module.build(to)
         case "check-long":
-            return built_and_nested(options, "run.py", "--long")
+            found = fuzzed(fuzz.LONG, [])
+            return built_and_nested(options, "run.py", "--long") or found
+        case "fuzz":
+            return fuzzed(options.seconds, options.targets)
         case "demo":
             return built_and_nested(options, "demo.py")
         case "bench":
@@ -104,6 +110,15 @@ def main() -> int:
         case "distclean":
             remove(BUILD)
     return 0
+
+
+def fuzzed(seconds: float, targets: list[str]) -> int:
+    """Fuzzes and shows what was done."""
+    found = 0
+    for what, why in fuzz.run(seconds, targets):
+        print(f"FAIL fuzzing: {what}: {why}" if why else f"ok fuzzing: {what}", flush=True)
+        found |= bool(why)
+    return found
 
 
 def built_and_nested(options: argparse.Namespace, name: str, *argv: str) -> int:

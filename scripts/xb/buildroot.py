@@ -30,6 +30,8 @@ PACKAGES = (
     " libxen-dev libc6-dev librust-proptest-dev"
     # the crates of tests/frontend
     " librust-clap-dev librust-libc-dev librust-serde-json-dev"
+    # libFuzzer, for tests/fuzz
+    " libclang-rt-dev"
     # the test system: image tools and the emulator
     " qemu-system-x86 e2fsprogs ca-certificates debian-archive-keyring"
 ).split()

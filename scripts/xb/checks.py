@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import archive, buildroot, frontend, module
+from . import archive, buildroot, frontend, fuzz, module
 from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
 
 RUST_DIRS = ("blkback", "rust-bindings")
 SAFE_DIR = "blkback"
 UNSAFE_DIR = "rust-bindings"
-# What reaches the kernel's devices from user space, in a test program.
-UNSAFE_FILE = "tests/frontend/src/sys.rs"
+# What reaches the kernel's devices from user space, in a test program; and what libFuzzer calls.
+UNSAFE_FILES = ("tests/frontend/src/sys.rs", "tests/fuzz/src/libfuzzer.rs")
 BLKIF = TOP / "blkback/blkif"
 # Attributes that would turn off what makes people justify unsafe code.
 SILENCED = re.compile(r"\b(?:allow|expect)\s*\([^)]*?\b(undocumented_unsafe_blocks|missing_safety_doc|unsafe_op_in_unsafe_fn)\b")
@@ -36,10 +36,10 @@ def rustfmt(to: module.Target, *, write: bool = False) -> None:
                    str(to.tree / ".rustfmt.toml"), *files], log="rustfmt", binds=[to.tree])
 
 
-def frontend_rustfmt(*, write: bool = False) -> None:
-    """As rustfmt, of tests/frontend, which is formatted as programs usually are."""
-    buildroot.run(["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021",
-                   str(frontend.SOURCE / "src/main.rs")], log="frontend-fmt")
+def programs_rustfmt(*sources: Path, write: bool = False) -> None:
+    """As rustfmt, of the test programs, which are formatted as programs usually are."""
+    files = [str(path) for source in sources for path in (source / "src").rglob("*.rs")]
+    buildroot.run(["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021", *files], log="programs-fmt")
 
 
 def build(to: module.Target) -> None:
@@ -69,12 +69,12 @@ def panic_gate(to: module.Target) -> None:
 
 
 def unsafe_code(to: module.Target | None = None) -> None:
-    """`unsafe` occurs only in rust-bindings/ and in one file of a test program, and the compiler is told to see to it, file by file."""
+    """`unsafe` occurs only in rust-bindings/ and in one file of each test program, and the compiler is told to see to it, file by file."""
     found: list[str] = []
     for path in _rust_files(("",)):
         code = strip(path.read_text())
         inside = path.relative_to(TOP).parts[0]
-        if inside != UNSAFE_DIR and rel(path) != UNSAFE_FILE:
+        if inside != UNSAFE_DIR and rel(path) not in UNSAFE_FILES:
             found += [f"{where}: unsafe outside of {UNSAFE_DIR}/" for where in _lines(path, code, r"\bunsafe\b")]
         # The file with module! cannot forbid it: the macro expands to unsafe code. The text search above still holds.
         if inside == SAFE_DIR and not re.search(r"\bmodule!\s*[{(]", code) and not _forbids_unsafe(path):
@@ -193,7 +193,7 @@ def cargo(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
 
 def ring_frontend(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
     """The frontend of tests/frontend: formatting, clippy, and its unit tests."""
-    frontend_rustfmt()
+    programs_rustfmt(frontend.SOURCE)
     problem = ""
     with step("clippy and cargo test of the ring-level frontend"):
         frontend.cargo("clippy", "--all-targets", "--", "-Dwarnings", log="frontend-clippy")
@@ -202,6 +202,20 @@ def ring_frontend(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
         except Fail as error:
             problem = str(error)
     yield from _tests("frontend-test", problem)
+
+
+def fuzzing(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
+    """The fuzz targets: formatting, clippy, their seeds, and then a minute of fuzzing."""
+    programs_rustfmt(fuzz.SOURCE)
+    with step("clippy and cargo test of the fuzz targets"):
+        fuzz.cargo("clippy", "--lib", "--bins", "--", "-Dwarnings", log="fuzz-clippy")
+        problem = ""
+        try:
+            fuzz.cargo("test", "--lib", "--no-fail-fast", log="fuzz-test")
+        except Fail as error:
+            problem = str(error)
+    yield from _tests("fuzz-test", problem)
+    yield from fuzz.run(fuzz.SHORT)
 
 
 def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
@@ -218,7 +232,7 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, uninstall, cargo, ring_frontend]
+WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, uninstall, cargo, ring_frontend, fuzzing]
 CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, clippy]
 
 

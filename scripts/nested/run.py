@@ -30,6 +30,7 @@ from xb import archive  # noqa: E402
 from xb.common import Fail, lock, positive, program, read_json, say, write_json  # noqa: E402
 
 BACKENDS = ("rs", "loop", "qdisk")
+KINDS = (1, 2)  # numbers of processors of the machines that tests run on
 TIMES = image.NESTED / "times.json"
 GRACE = 45  # seconds, times the pace, that dom0 has to report a test that ran out of time
 PROGRESS = 60  # seconds between lines of a test's log that are shown in any case: what a long form is at
@@ -45,11 +46,20 @@ class Test:
     estimate: float
     long: float | None  # how many times its loops, when there is time
     only_long: bool  # whether there is no other form
+    processors: tuple[int, ...]  # it runs once on a machine of each of these kinds; on any one if it names none
+
+
+@dataclass
+class Job:
+    """A test that is to be run, and the kind of machine that it needs; 0: any."""
+    test: Test
+    cpus: int
 
 
 @dataclass
 class Outcome:
     name: str
+    cpus: int
     result: str
     reason: str = ""
     seconds: float = 0.0
@@ -64,30 +74,37 @@ def find_tests() -> dict[str, Test]:
         tree = ast.parse(path.read_text())
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body
                   if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE", "LONG", "ONLY_LONG")}
+                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE", "LONG", "ONLY_LONG", "PROCESSORS")}
         found[path.stem] = Test(path.stem, (ast.get_docstring(tree) or "").strip(), values["BACKENDS"], values["TIMEOUT"],
-                                values.get("ESTIMATE", 20), values.get("LONG"), values.get("ONLY_LONG", False))
+                                values.get("ESTIMATE", 20), values.get("LONG"), values.get("ONLY_LONG", False),
+                                values.get("PROCESSORS", ()))
     return found
 
 
 class Runner:
-    """Shares the tests out among machines, prints each result as it comes."""
+    """Shares the tests out among machines, prints each result as it comes.
 
-    def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int,
+    Half of the machines have one processor, the others two, unless CPUS says how many all have.
+    """
+
+    def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int | None,
                  loops: float, long: bool) -> None:
         self.image = image.ensure(kver)
-        self.kver, self.backend, self.verbose, self.cpus, self.loops, self.long = kver, backend, verbose, cpus, loops, long
+        self.kver, self.backend, self.verbose, self.loops, self.long = kver, backend, verbose, loops, long
         self.files = [*module_files(kver, backend), *frontend_files()]
         times = read_json(TIMES).get(backend, {})
-        self.queue = sorted(tests, key=lambda test: -times.get(test.name, test.estimate))
-        self.jobs = max(1, min(jobs, len(tests)))
+        self.jobs = [Job(test, kind) for test in tests for kind in ((0,) if cpus else test.processors or (0,))]
+        # Those that need a machine of some kind come first: any machine can do the others at the end.
+        self.queue = sorted(self.jobs, key=lambda job: (not job.cpus, -times.get(job.test.name, job.test.estimate)))
+        count = max(1, min(jobs, len(self.jobs)))
+        self.kinds = [cpus or KINDS[number % len(KINDS)] for number in range(count)]
         self.lock = threading.Lock()
         self.outcomes: list[Outcome] = []
         self.stop = False
         self.machines: list[Machine] = []
 
     def run(self) -> list[Outcome]:
-        workers = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(self.jobs)]
+        workers = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(len(self.kinds))]
         try:
             for worker in workers:
                 worker.start()
@@ -107,17 +124,33 @@ class Runner:
         write_json(TIMES, times)
         return self.outcomes
 
+    def _next(self, number: int) -> Job | None:
+        """The next job for a machine; it becomes one of another kind if no machine is left for the jobs that need that."""
+        with self.lock:
+            for job in self.queue:
+                if job.cpus in (0, self.kinds[number]):
+                    break
+            else:
+                job = next((job for job in self.queue if job.cpus not in self.kinds), None)
+                self.kinds[number] = job.cpus if job else 0  # else it has ended
+            if job:
+                self.queue.remove(job)
+            return job
+
     def _work(self, number: int) -> None:
-        machine = Machine(self.image, self.files, cpus=self.cpus)
-        self.machines.append(machine)
-        up = False
+        machine, up = None, False
         while not self.stop:
-            with self.lock:
-                if not self.queue:
-                    return
-                test = self.queue.pop(0)
+            job = self._next(number)
+            if not job:
+                return
+            test, cpus = job.test, self.kinds[number]
+            if not machine or machine.cpus != cpus:
+                if machine:
+                    machine.kill()
+                machine, up = Machine(self.image, self.files, cpus=cpus), False
+                self.machines.append(machine)
             start = time.monotonic()
-            outcome = Outcome(test.name, "fail")
+            outcome = Outcome(test.name, cpus, "fail")
             try:
                 if not up:
                     self._boot(machine, number)
@@ -144,7 +177,8 @@ class Runner:
         if release != self.kver:
             raise Dead(f"dom0 runs {release}, not {self.kver}")
         with self.lock:
-            say(f"machine {number + 1}: Xen and {release} up after {time.monotonic() - start:.1f} s; "
+            processors = "one processor" if machine.cpus == 1 else f"{machine.cpus} processors"
+            say(f"machine {number + 1}: Xen and {release} with {processors} up after {time.monotonic() - start:.1f} s; "
                 f"time limits are stretched {machine.pace:g} times")
 
     def _one(self, machine: Machine, test: Test, outcome: Outcome) -> None:
@@ -175,7 +209,8 @@ class Runner:
             self.outcomes.append(outcome)
             word = {"ok": "ok  ", "fail": "FAIL"}[outcome.result]
             reason = f": {outcome.reason}" if outcome.reason else ""
-            print(f"{word} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
+            processors = f", {outcome.cpus} processors" if outcome.cpus > 1 else ""
+            print(f"{word} {outcome.name} ({outcome.seconds:.1f} s{processors}){reason}", flush=True)
             if outcome.result == "fail":
                 if not self.verbose:
                     section("test log", outcome.log[:40] + ["..."] * (len(outcome.log) > 100) + outcome.log[40:][-60:])
@@ -223,7 +258,7 @@ def main() -> int:
     parser.add_argument("--kver", help="kernel release of dom0 and guests (default: that of `make`, or the newest that is prepared)")
     parser.add_argument("--backend", choices=BACKENDS, default="rs")
     parser.add_argument("--jobs", type=positive, default=2, help="machines at a time")
-    parser.add_argument("--cpus", type=positive, default=1, help="processors of a machine, and of dom0 in it")
+    parser.add_argument("--cpus", type=positive, help="processors of each machine, and of dom0 in it (default: one and two in turn)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
     parser.add_argument("--repeat", type=positive, default=1, help="run each test so often")
@@ -260,13 +295,14 @@ def main() -> int:
             raise Fail(f"--json {options.json}: {error.strerror}; name a file that can be written") from None
     start = time.monotonic()
     with lock("nested tests"):  # two runs at a time would only run into each other's time limits
-        outcomes = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
-                          options.loops, options.long).run()
+        runner = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
+                        options.loops, options.long)
+        outcomes = runner.run()
     if options.json:
         write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})
     count = {word: sum(o.result == word for o in outcomes) for word in ("ok", "fail")}
-    failed = sorted(o.name for o in outcomes if o.result == "fail")
-    missing = len(chosen) * options.repeat - len(outcomes)
+    failed = sorted({o.name for o in outcomes if o.result == "fail"})
+    missing = len(runner.jobs) - len(outcomes)
     print(f"\nnested {kver} {options.backend}: {count['ok']} ok, {count['fail']} failed"
           f" in {time.monotonic() - start:.0f} s" + (f"; failed: {' '.join(failed)}" if failed else "")
           + (f"; {missing} did not run" if missing else ""), flush=True)

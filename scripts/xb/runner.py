@@ -60,7 +60,7 @@ def nested(to: module.Target) -> list[Result]:
     code = subprocess.run([sys.executable, str(NESTED), "--kver", to.release, "--json", str(file)], env=env).returncode
     try:
         tests = json.loads(file.read_text())["tests"]
-        results = [Result(f"nested: {test['name']}", test["result"] == "ok", test["seconds"], test["reason"]) for test in tests]
+        results = [Result(f"nested: {test['name']}{' on two processors' if test['cpus'] == 2 else ''}", test["result"] == "ok", test["seconds"], test["reason"]) for test in tests]
     except (OSError, ValueError, KeyError, TypeError) as error:
         say(f"no results in {file}: {error}")
         results = []

@@ -21,6 +21,7 @@ from lib.guest import Guest, vdev_number
 BACKENDS = ("rs",)
 TIMEOUT = 300
 ESTIMATE = 110
+PROCESSORS = (1, 2)
 LONG = 10
 VDEVS = ("xvdb", "xvdc", "xvdd")
 DRIVER = "/sys/bus/xen-backend/drivers/xen-blkback-rs"

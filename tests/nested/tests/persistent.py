@@ -1,5 +1,7 @@
 """Grants stay mapped for a frontend that uses them again: not too many, and not for ever."""
 
+import os
+
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
 from lib.leaks import mapped
@@ -7,6 +9,7 @@ from lib.leaks import mapped
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 60
+PROCESSORS = (1, 2)
 MOST = 64
 LOAD = "fio --name=l --filename=/dev/xvda --rw=randrw --bs=64k --iodepth=16 --ioengine=libaio --direct=1 --size=16m --verify=crc32c --minimal >/tmp/fio"
 FEW = 12  # ring, console, xenstore and what else there is
@@ -17,20 +20,24 @@ def run(env: Env) -> None:
     env.parameter("persistent_grant_unused_seconds", 3600)
     guest = env.guest(env.disk(env.file("ext4", "disk", 32 << 20), "xvda"), vcpus=2)
     equal(env.store.read(f"{guest.backend('xvda')}/feature-persistent"), "1", "feature-persistent")
+    frontend = env.store.read(f"{guest.backend('xvda')}/frontend")
+    queues = int(env.store.read(f"{frontend}/multi-queue-num-queues") or 1)
+    equal(queues, os.cpu_count(), "queues of a guest with two processors")
+    most = queues * MOST + FEW  # the limit is one of each ring
 
     def kept() -> int:
         return mapped(guest.domid)
 
     guest.sh(LOAD, timeout=90)
     at_first = kept()
-    log(f"with at most {MOST}: {at_first} grants of the guest are mapped")
-    check(MOST // 2 <= at_first <= MOST + FEW, f"{at_first} grants are mapped, allowed are {MOST}")
+    log(f"with at most {MOST} for each of {queues} rings: {at_first} grants of the guest are mapped")
+    check(MOST // 2 <= at_first <= most, f"{at_first} grants are mapped, allowed are {queues} times {MOST}")
 
     env.parameter("max_persistent_grants", 1000)
     guest.sh(LOAD, timeout=90)
     more = kept()
     log(f"with at most 1000: {more}")
-    check(more > MOST + FEW, f"only {more} grants are mapped, allowed are 1000")
+    check(more > most, f"only {more} grants are mapped, allowed are 1000")
 
     sh("echo 2 >/proc/sys/vm/drop_caches")  # asks all shrinkers
     if env.backend == "rs":  # the in-tree driver gives only its free pages back

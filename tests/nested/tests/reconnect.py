@@ -7,6 +7,7 @@ from lib.guest import Guest
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 60
+PROCESSORS = (1, 2)
 DELAY = 100  # milliseconds that a request of the slow device takes: some are always in flight
 LAYOUTS = (
     "--abi native",

@@ -70,6 +70,8 @@ enum Backing {
     Own,
     /// A copy of what is in the guest's page, or will be; the page comes from [`Copies`].
     Copied,
+    /// Nobody knows; the page cannot be used, and cannot be given back.
+    Lost,
 }
 
 impl Slot {
@@ -79,7 +81,18 @@ impl Slot {
 
     /// Can the page be used for I/O?
     pub(crate) fn is_ready(&self) -> bool {
-        !matches!(self.backing, Backing::Nothing | Backing::Own)
+        !matches!(
+            self.backing,
+            Backing::Nothing | Backing::Own | Backing::Lost
+        )
+    }
+
+    /// Something may be mapped into the page of a slot that nothing was mapped for.
+    #[cold]
+    pub(crate) fn lose_page(&mut self) {
+        pr_err!("a grant has been mapped in part, a page is lost\n");
+        // INVARIANT: The page comes from nowhere any more.
+        self.backing = Backing::Lost;
     }
 }
 
@@ -252,9 +265,11 @@ impl Grants {
         // SAFETY: The page is from the pool.
         let handle = match unsafe { self.maps.one(gref, page) } {
             Ok(handle) => handle,
-            Err(_) => {
-                // SAFETY: It has not been mapped.
-                unsafe { self.pool.put(page) };
+            Err(page) => {
+                if let Some(page) = page {
+                    // SAFETY: It has not been mapped.
+                    unsafe { self.pool.put(page) };
+                }
                 return None;
             }
         };
@@ -287,7 +302,7 @@ impl Grants {
                     unsafe { copies.put(slot.page) };
                 }
             }
-            Backing::Mapped(_) => {}
+            Backing::Mapped(_) | Backing::Lost => {}
         }
     }
 
@@ -465,6 +480,7 @@ impl Grants {
                     Backing::Nothing => unsafe { self.pool.put(slot.page) },
                     // These are given back when the batch is done.
                     Backing::Own | Backing::Copied => {}
+                    Backing::Lost => {}
                 }
             }
             if whole.is_empty() && self.unmaps.is_empty() && self.no_copies() {

@@ -166,7 +166,10 @@ __rust_helper void rust_helper_gnttab_set_unmap_op(struct gnttab_unmap_grant_ref
 	gnttab_set_unmap_op(op, (unsigned long)page_address(page), flags, handle);
 }
 
-/* An operation that copies from a granted page to the same place in a page of ours. */
+/*
+ * An operation that copies from a granted page to the same place in a page of ours. One that
+ * Xen does not get to has failed.
+ */
 __rust_helper void rust_helper_gnttab_set_copy_from(struct gnttab_copy *op, domid_t domid,
 						    grant_ref_t gref, struct page *page,
 						    unsigned int offset, unsigned int len)
@@ -180,6 +183,7 @@ __rust_helper void rust_helper_gnttab_set_copy_from(struct gnttab_copy *op, domi
 		.dest.offset = offset,
 		.len = len,
 		.flags = GNTCOPY_source_gref,
+		.status = GNTST_general_error,
 	};
 }
 
@@ -197,6 +201,7 @@ __rust_helper void rust_helper_gnttab_set_copy_to(struct gnttab_copy *op, domid_
 		.dest.offset = offset,
 		.len = len,
 		.flags = GNTCOPY_dest_gref,
+		.status = GNTST_general_error,
 	};
 }
 

@@ -85,7 +85,8 @@ impl Maps {
     ///
     /// # Safety
     ///
-    /// `page` is of a [`PagePool`] for grants, is not mapped, and nobody uses it until [`Maps::flush`].
+    /// `page` is of a [`PagePool`] for grants, is not mapped, and nobody uses it until [`Maps::flush`]; nor
+    /// does anybody use `slot`, which is valid until then.
     #[inline]
     pub(crate) unsafe fn add(
         &mut self,
@@ -111,11 +112,10 @@ impl Maps {
         if self.ops.is_empty() {
             return;
         }
-        // The result says no more than the status of each operation: an operation that Xen did
-        // not get to keeps the positive status that it was prepared with.
+        // An operation that Xen did not get to keeps the positive status that it was prepared with.
         //
         // SAFETY: Both arrays have `len` elements; the pages are not mapped by the guarantee of `add`.
-        unsafe {
+        let ret = unsafe {
             raw::gnttab_map_refs(
                 self.ops.as_mut_ptr(),
                 core::ptr::null_mut(),
@@ -125,6 +125,14 @@ impl Maps {
         };
         for (whose, op) in self.whose.iter_mut().zip(&self.ops) {
             let okay = op.status == raw::GNTST_okay as i16;
+            if okay && ret != 0 {
+                // Xen has mapped it, but the kernel does not know of that.
+                //
+                // SAFETY: The slot is valid until it is handed over here, and nobody else looks at it.
+                unsafe { whose.as_mut() }.lose_page();
+                then(whose, Err(raw::GNTST_general_error as i16));
+                continue;
+            }
             then(whose, if okay { Ok(op.handle) } else { Err(op.status) });
         }
         self.ops.clear();
@@ -132,7 +140,8 @@ impl Maps {
         self.whose.clear();
     }
 
-    /// Maps a single grant, writable; the handle of the mapping, or the error of the grant table. May sleep.
+    /// Maps a single grant, writable; the handle of the mapping. If that fails it gives the page back, unless
+    /// something may be mapped into it all the same. May sleep.
     ///
     /// # Safety
     ///
@@ -141,16 +150,17 @@ impl Maps {
         &self,
         gref: u32,
         page: NonNull<raw::page>,
-    ) -> core::result::Result<u32, i16> {
+    ) -> core::result::Result<u32, Option<NonNull<raw::page>>> {
         // SAFETY: By the caller's guarantee.
         let mut op = unsafe { self.operation(gref, page, false) };
         let mut pages = [page.as_ptr()];
         // SAFETY: There is one of each; the page is not mapped by the caller's guarantee.
-        unsafe { raw::gnttab_map_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1) };
-        if op.status == raw::GNTST_okay as i16 {
-            Ok(op.handle)
-        } else {
-            Err(op.status)
+        let ret =
+            unsafe { raw::gnttab_map_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1) };
+        match (op.status == raw::GNTST_okay as i16, ret) {
+            (true, 0) => Ok(op.handle),
+            (true, _) => Err(None),
+            (false, _) => Err(Some(page)),
         }
     }
 }
@@ -203,6 +213,8 @@ impl Unmaps {
         let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
         // SAFETY: The operation may be written, the page is valid.
         unsafe { raw::gnttab_set_unmap_op(&mut op, page.as_ptr(), raw::GNTMAP_HOST_MAP, handle) };
+        // One that Xen does not get to has failed.
+        op.status = raw::GNTST_general_error as i16;
         // INVARIANT: By the caller's guarantee.
         let _ = self.ops.push_within_capacity(op);
         let _ = self.pages.push_within_capacity(page.as_ptr());
@@ -215,7 +227,7 @@ impl Unmaps {
             return;
         }
         // SAFETY: Both arrays have `len` elements; the pages are mapped by the handles.
-        unsafe {
+        let ret = unsafe {
             raw::gnttab_unmap_refs(
                 self.ops.as_mut_ptr(),
                 core::ptr::null_mut(),
@@ -225,10 +237,17 @@ impl Unmaps {
         };
         for (page, op) in self.pages.iter().zip(&self.ops) {
             match NonNull::new(*page) {
+                // With an error the kernel may still have it for a page of the guest, whatever Xen says.
+                //
                 // SAFETY: By the guarantee of `add`; the page has just been unmapped.
-                Some(page) if op.status == raw::GNTST_okay as i16 => unsafe { pool.put(page) },
+                Some(page) if ret == 0 && op.status == raw::GNTST_okay as i16 => unsafe {
+                    pool.put(page)
+                },
                 // The page may still show the guest's memory; it can never be used again.
-                _ => pr_err!("{name}: a grant cannot be unmapped, a page is lost\n"),
+                _ => pr_err!(
+                    "{name}: a grant cannot be unmapped (error {ret}, {}), a page is lost\n",
+                    op.status
+                ),
             }
         }
         self.ops.clear();

@@ -19,10 +19,10 @@ use crate::{
         Direction,
         DiscardLimits,
         Done,
+        Inner,
         Mapped,
         Owner,
-        Target,
-        MAX_SEGMENTS, //
+        Target, //
     },
     raw,
 };
@@ -218,16 +218,12 @@ impl BlockDevice {
         // merged here: two foreign pages that are neighbours in our address space are none in the
         // machine's.
         unsafe {
-            let bio = (*ptr).target.get().cast::<raw::bio>();
-            raw::bio_init(
-                bio,
-                self.bdev.as_ptr(),
-                (*ptr).vecs_ptr(),
-                MAX_SEGMENTS as u16,
-                opf,
-            );
-            (*bio).bi_vcnt = (*ptr).count() as u16;
-            (*bio).bi_iter.bi_size = (*ptr).bytes;
+            let (count, bytes) = ((*ptr).count() as u16, (*ptr).bytes);
+            let (vecs, room) = Inner::vecs_ptr(ptr);
+            let bio = Inner::target(ptr).cast::<raw::bio>();
+            raw::bio_init(bio, self.bdev.as_ptr(), vecs, room as u16, opf);
+            (*bio).bi_vcnt = count;
+            (*bio).bi_iter.bi_size = bytes;
             (*bio).bi_iter.bi_sector = sector;
             (*bio).bi_private = ptr.cast();
             (*bio).bi_end_io = Some(Self::end_io::<T>);
@@ -245,9 +241,9 @@ impl BlockDevice {
                 0 => Ok(()),
                 status => kernel::error::to_result(raw::blk_status_to_errno(status)),
             };
-            let inner = KBox::from_raw((*bio).bi_private.cast());
+            let ptr = (*bio).bi_private;
             raw::bio_uninit(bio);
-            (inner, result)
+            (KBox::from_raw(ptr.cast()), result)
         };
         T::complete(Done::with(inner, result));
     }

@@ -288,13 +288,16 @@ impl File {
         // initialised up to `joined_count`, and stay in place with the pages until the I/O is done; so
         // do the pages of requests joined to it, which it owns.
         let ret = unsafe {
-            let op = (*ptr).target.get().cast::<FileOp>();
-            let direction = (*ptr).direction();
+            let direction = (*ptr).direction;
+            let progress = (*ptr).progress;
+            let (count, bytes) = ((*ptr).joined_count(), (*ptr).joined_bytes());
+            let (vecs, _) = Inner::vecs_ptr(ptr);
+            let op = Inner::target(ptr).cast::<FileOp>();
             let iocb = &raw mut (*op).iocb;
             let iter = &raw mut (*op).iter;
             (&raw mut (*op).mode).write(mode);
             raw::init_sync_kiocb(iocb, self.as_ptr());
-            (*iocb).ki_pos = position.wrapping_add(u64::from((*ptr).progress)) as i64;
+            (*iocb).ki_pos = position.wrapping_add(u64::from(progress)) as i64;
             (*iocb).ki_complete = Some(Self::ki_complete::<T>);
             (*iocb).ki_flags &= !raw::IOCB_APPEND;
             if mode.direct {
@@ -312,12 +315,12 @@ impl File {
                     Direction::Read => raw::ITER_DEST,
                     Direction::Write => raw::ITER_SOURCE,
                 },
-                (*ptr).vecs_ptr(),
-                (*ptr).joined_count() as usize,
-                (*ptr).joined_bytes() as usize,
+                vecs,
+                count as usize,
+                bytes as usize,
             );
-            if (*ptr).progress != 0 {
-                raw::iov_iter_advance(iter, (*ptr).progress as usize);
+            if progress != 0 {
+                raw::iov_iter_advance(iter, progress as usize);
             }
             (*ptr).refs.store(2, Relaxed);
             match direction {
@@ -331,7 +334,7 @@ impl File {
             // SAFETY: Both references are ours.
             unsafe {
                 Self::set_result(ptr, ret);
-                (*ptr).put_ref();
+                Inner::put_ref(ptr);
             }
         }
         // SAFETY: The submission's reference is ours.
@@ -352,14 +355,12 @@ impl File {
     ///
     /// Called by the file system only, once for a kiocb that was queued.
     unsafe extern "C" fn ki_complete<T: Owner>(iocb: *mut raw::kiocb, ret: kernel::ffi::c_long) {
-        // SAFETY: `iocb` is the first field of the `FileOp` that `target` of a request holds, which
-        // is valid because the completion has a reference.
+        // SAFETY: `iocb` is a field of the `FileOp` that is in `target` of a request, which is valid because
+        // the completion has a reference.
         unsafe {
             let op = kernel::container_of!(iocb, FileOp, iocb);
-            let target =
-                op.cast::<core::cell::UnsafeCell<core::mem::MaybeUninit<crate::io::Target>>>();
-            let ptr = kernel::container_of!(target, Inner<T>, target);
-            if (*ptr).direction() == Direction::Write {
+            let ptr = Inner::<T>::of_target(op.cast());
+            if (*ptr).direction == Direction::Write {
                 raw::kiocb_end_write(iocb);
             }
             Self::set_result(ptr, ret);
@@ -374,13 +375,14 @@ impl File {
     /// `ptr` must be a request submitted to a file, with a reference that the caller owns.
     unsafe fn put<T: Owner>(ptr: *mut Inner<T>) {
         // SAFETY: The caller owns a reference.
-        if !unsafe { (*ptr).put_ref() } {
+        if !unsafe { Inner::put_ref(ptr) } {
             return;
         }
         // SAFETY: With the last reference gone the request is ours alone.
         let (mut inner, mode) = unsafe {
-            let op = (*ptr).target.get().cast::<FileOp>();
-            (KBox::from_raw(ptr), (*op).mode)
+            let op = Inner::target(ptr).cast::<FileOp>();
+            let mode = (*op).mode;
+            (KBox::from_raw(ptr), mode)
         };
         let ret = *inner.result.get_mut();
         if inner.is_joined() {

@@ -136,14 +136,14 @@ pub(crate) struct Segments<const N: usize> {
 /// transferred.
 #[repr(C)]
 pub(crate) struct Inner<T> {
-    pub(crate) link: UnsafeCell<raw::llist_node>,
-    pub(crate) target: UnsafeCell<MaybeUninit<Target>>,
-    pub(crate) work: UnsafeCell<MaybeUninit<raw::work_struct>>,
+    link: UnsafeCell<raw::llist_node>,
+    target: UnsafeCell<MaybeUninit<Target>>,
+    work: UnsafeCell<MaybeUninit<raw::work_struct>>,
     /// References of the submission and of the completion; the last to go finishes the request.
     pub(crate) refs: Atomic<u32>,
     /// Result of the I/O: 0 or a negative error number.
     pub(crate) result: Atomic<i32>,
-    direction: Direction,
+    pub(crate) direction: Direction,
     count: u16,
     /// Length of the data in bytes.
     pub(crate) bytes: u32,
@@ -234,9 +234,95 @@ impl<T> Inner<T> {
         unsafe { core::slice::from_raw_parts(vecs, usize::from(self.count).min(room)) }
     }
 
-    /// First of the pieces of memory, for the block layer, which does not change them.
-    pub(crate) fn vecs_ptr(&mut self) -> *mut raw::bio_vec {
-        self.segments_mut().1
+    /// First of the pieces of memory, for the block layer, which does not change them, and how many there
+    /// is room for. Makes no reference to the whole, which others may have pointers into.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a request that is the caller's.
+    pub(crate) unsafe fn vecs_ptr(ptr: *mut Self) -> (*mut raw::bio_vec, usize) {
+        // SAFETY: By the caller's guarantee. The pointers stay within the allocations, which are not read.
+        unsafe {
+            match &mut (*ptr).large {
+                None => ((&raw mut (*ptr).small.vecs).cast(), INLINE_SEGMENTS),
+                Some(large) => ((&raw mut (*large.as_mut_ptr()).vecs).cast(), MAX_SEGMENTS),
+            }
+        }
+    }
+
+    /// The part that belongs to whoever does the I/O. As the others below it gives a pointer that leads back
+    /// to the whole.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a request.
+    pub(crate) unsafe fn target(ptr: *mut Self) -> *mut Target {
+        // SAFETY: By the caller's guarantee; nothing is read.
+        UnsafeCell::raw_get(unsafe { &raw const (*ptr).target }).cast()
+    }
+
+    /// The part that belongs to the workqueue.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Inner::target`].
+    pub(crate) unsafe fn work(ptr: *mut Self) -> *mut raw::work_struct {
+        // SAFETY: By the caller's guarantee; nothing is read.
+        UnsafeCell::raw_get(unsafe { &raw const (*ptr).work }).cast()
+    }
+
+    /// The part that belongs to the list it is in.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Inner::target`].
+    pub(crate) unsafe fn link(ptr: *mut Self) -> *mut raw::llist_node {
+        // SAFETY: By the caller's guarantee; nothing is read.
+        UnsafeCell::raw_get(unsafe { &raw const (*ptr).link })
+    }
+
+    /// The request of a pointer that [`Inner::target`] gave.
+    ///
+    /// # Safety
+    ///
+    /// `target` must be such a pointer, of a request that is still there.
+    pub(crate) unsafe fn of_target(target: *mut Target) -> *mut Self {
+        let cell = target.cast::<UnsafeCell<MaybeUninit<Target>>>();
+        // SAFETY: By the caller's guarantee it is that field.
+        unsafe { kernel::container_of!(cell, Self, target) }
+    }
+
+    /// The request of a pointer that [`Inner::work`] gave.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Inner::of_target`].
+    pub(crate) unsafe fn of_work(work: *mut raw::work_struct) -> *mut Self {
+        let cell = work.cast::<UnsafeCell<MaybeUninit<raw::work_struct>>>();
+        // SAFETY: By the caller's guarantee it is that field.
+        unsafe { kernel::container_of!(cell, Self, work) }
+    }
+
+    /// The request of a pointer that [`Inner::link`] gave.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Inner::of_target`].
+    pub(crate) unsafe fn of_link(link: *mut raw::llist_node) -> *mut Self {
+        let cell = link.cast::<UnsafeCell<raw::llist_node>>();
+        // SAFETY: By the caller's guarantee it is that field.
+        unsafe { kernel::container_of!(cell, Self, link) }
+    }
+
+    /// Drops one of the two references of an I/O in flight. Whether it was the last. If not, whoever has the
+    /// other may free the request before this returns: hence no reference to it.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a request in flight with a reference that is the caller's.
+    pub(crate) unsafe fn put_ref(ptr: *const Self) -> bool {
+        // SAFETY: By the caller's guarantee.
+        unsafe { (*ptr).refs.fetch_sub(1, Full) == 1 }
     }
 }
 
@@ -541,12 +627,5 @@ impl<T> Done<T> {
             bytes,
             memory,
         }
-    }
-}
-
-impl<T> Inner<T> {
-    /// Drops one of the two references of an I/O in flight. Whether it was the last.
-    pub(crate) fn put_ref(&self) -> bool {
-        self.refs.fetch_sub(1, Full) == 1
     }
 }

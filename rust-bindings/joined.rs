@@ -5,10 +5,6 @@
 //! The first one of them owns the others, and is submitted, deferred and given back for all: its memory
 //! has the vectors of all, and its kiocb is the only one in use.
 
-use core::{
-    cell::UnsafeCell,
-    mem::MaybeUninit, //
-};
 use kernel::prelude::*;
 
 use crate::{
@@ -122,7 +118,7 @@ impl<T: Owner> Joined<T> {
         let ptr = KBox::into_raw(self.0);
         // SAFETY: The requests are ours until the work item runs, which gives them back.
         unsafe {
-            let work = (*ptr).work.get().cast::<raw::work_struct>();
+            let work = Inner::work(ptr);
             raw::init_work(work, Some(Self::run_deferred));
             raw::queue_work(queue.as_ptr(), work);
         }
@@ -135,10 +131,7 @@ impl<T: Owner> Joined<T> {
         // SAFETY: `work` is the field of a request; `defer` left its ownership to us.
         //
         // INVARIANT: They were joined as they are when they were deferred.
-        let io = unsafe {
-            let cell = work.cast::<UnsafeCell<MaybeUninit<raw::work_struct>>>();
-            Self(KBox::from_raw(kernel::container_of!(cell, Inner<T>, work)))
-        };
+        let io = unsafe { Self(KBox::from_raw(Inner::of_work(work))) };
         T::run(io);
     }
 }

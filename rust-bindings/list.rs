@@ -12,7 +12,8 @@ use kernel::prelude::*;
 use crate::{
     io::{
         sealed::State,
-        Done, //
+        Done,
+        Inner, //
     },
     raw, //
 };
@@ -47,7 +48,7 @@ impl<S: State> List<S> {
         let ptr = KBox::into_raw(request.into_inner());
         // SAFETY: `ptr` is ours, and from here on the list's: a chain of one.
         unsafe {
-            let node = (*ptr).link.get();
+            let node = Inner::link(ptr);
             (*node).next = core::ptr::null_mut();
             self.splice(node, node);
         }
@@ -71,13 +72,13 @@ impl<S: State> List<S> {
     /// Takes the first request.
     pub fn pop(&mut self) -> Option<S> {
         let node = NonNull::new(self.first)?.as_ptr();
-        // SAFETY: `node` is the first field of a request that the list owns.
+        // SAFETY: `node` is the link of a request in this state, which the list owns.
         unsafe {
             self.first = (*node).next;
             if self.first.is_null() {
                 self.last = core::ptr::null_mut();
             }
-            Some(S::from_inner(KBox::from_raw(node.cast())))
+            Some(S::from_inner(KBox::from_raw(Inner::of_link(node))))
         }
     }
 
@@ -139,7 +140,7 @@ impl<T> DoneList<T> {
     pub fn push(&self, done: Done<T>) -> bool {
         let ptr = KBox::into_raw(done.0);
         // SAFETY: The request is ours, and from here on the list's.
-        unsafe { raw::llist_add((*ptr).link.get(), self.0.get()) }
+        unsafe { raw::llist_add(Inner::link(ptr), self.0.get()) }
     }
 
     /// Is there nothing in the list?

@@ -86,6 +86,22 @@ impl Medium {
         Ok(Self::Block(device))
     }
 
+    /// The device that it is.
+    pub(crate) fn device(&self) -> Option<&BlockDevice> {
+        match self {
+            Self::Block(device) => Some(device),
+            Self::File(_) | Self::Empty => None,
+        }
+    }
+
+    /// The file that it is.
+    pub(crate) fn file(&self) -> Option<&File> {
+        match self {
+            Self::File(medium) => Some(&medium.file),
+            Self::Block(_) | Self::Empty => None,
+        }
+    }
+
     /// Major and minor number; both 0 for a file, which has none.
     pub(crate) fn numbers(&self) -> (u32, u32) {
         match self {

@@ -21,6 +21,8 @@ use kernel::{
     },
 };
 use xen_bindings::{
+    bdev::BlockDevice,
+    file::File,
     io::{
         is_not_supported,
         Direction,
@@ -192,6 +194,14 @@ impl Pending {
 }
 
 impl Owner for Pending {
+    fn device(&self) -> Option<&BlockDevice> {
+        self.ring.as_ref()?.medium().device()
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.ring.as_ref()?.medium().file()
+    }
+
     fn complete(mut done: Done<Self>) {
         // From the moment the ring has it, somebody may be waiting for us to let go of the ring, with
         // `wait_for_interrupts`: we may be preempted, but not unnoticed.

@@ -7,7 +7,10 @@
 
 use core::{
     mem::MaybeUninit,
-    ptr::NonNull, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 use kernel::{
     error::from_err_ptr,
@@ -20,6 +23,7 @@ use crate::{
         DiscardLimits,
         Done,
         Inner,
+        Joined,
         Mapped,
         Owner,
         Target, //
@@ -67,9 +71,9 @@ impl BlockDevice {
     /// claimed it, `EACCES` or `EROFS` for writing to a read-only device.
     pub fn open(major: u32, minor: u32, access: Access) -> Result<Self> {
         let (mode, holder) = match access {
-            Access::Read => (raw::BLK_OPEN_READ, core::ptr::null()),
+            Access::Read => (raw::BLK_OPEN_READ, ptr::null()),
             Access::Write => (raw::BLK_OPEN_READ | raw::BLK_OPEN_WRITE, &raw const CLAIM),
-            Access::WriteShared => (raw::BLK_OPEN_READ | raw::BLK_OPEN_WRITE, core::ptr::null()),
+            Access::WriteShared => (raw::BLK_OPEN_READ | raw::BLK_OPEN_WRITE, ptr::null()),
         };
         // SAFETY: The holder is only compared. Without holder operations nothing is called back.
         let file = from_err_ptr(unsafe {
@@ -77,7 +81,7 @@ impl BlockDevice {
                 raw::mkdev(major, minor),
                 mode,
                 holder.cast_mut().cast(),
-                core::ptr::null(),
+                ptr::null(),
             )
         })?;
         // SAFETY: `file` is an open block device file.
@@ -149,6 +153,8 @@ impl BlockDevice {
 
     /// Submits a read or write of all the request's data at `sector` (of 512 bytes). Task context,
     /// may sleep.
+    ///
+    /// A request that does not keep this device open ([`Owner::device`]) is done with `EBADF`.
     pub fn submit<T: Owner>(&self, io: Mapped<T>, sector: u64) {
         let op = match io.0.direction() {
             Direction::Read => raw::REQ_OP_READ,
@@ -212,11 +218,22 @@ impl BlockDevice {
     }
 
     fn submit_bio<T: Owner>(&self, io: Mapped<T>, opf: u32, sector: u64) {
+        if !io
+            .data()
+            .device()
+            .is_some_and(|device| ptr::eq(device, self))
+        {
+            return Joined::from(io).refuse();
+        }
         let ptr = KBox::into_raw(io.0);
         // SAFETY: The request is ours, and from submit_bio() on the bio's, which gives it back in
         // `end_io`. The vectors are initialised up to `count` and lie in mapped pages. They are not
         // merged here: two foreign pages that are neighbours in our address space are none in the
         // machine's.
+        //
+        // The device stays open: until this returns because of `self`, until the bio is done because the
+        // request's data, which nobody touches as long, have a reference to it: it could be borrowed all
+        // the time.
         unsafe {
             let (count, bytes) = ((*ptr).count() as u16, (*ptr).bytes);
             let (vecs, room) = Inner::vecs_ptr(ptr);

@@ -12,7 +12,10 @@
 //! Requests that are joined are one read or write, for which the memory of the first one is used. If it
 //! ends well all are done; else each is tried by itself, so that each gets the result of its own.
 
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 use kernel::{
     error::{
         from_err_ptr,
@@ -282,11 +285,20 @@ impl File {
 
     /// Submits a read or write of what has not been transferred yet; `position` is that of the first
     /// request's first byte in the file. Task context; may sleep, with `mode.nowait` only briefly.
+    ///
+    /// Requests the first of which does not keep this file open ([`Owner::file`]) are done with `EBADF`.
     pub fn submit<T: Owner>(&self, io: Joined<T>, position: u64, mode: Mode) {
+        if !io.data().file().is_some_and(|file| ptr::eq(file, self)) {
+            return io.refuse();
+        }
         let ptr = KBox::into_raw(io.0);
         // SAFETY: The request is ours until its last reference is dropped. The vectors are
         // initialised up to `joined_count`, and stay in place with the pages until the I/O is done; so
         // do the pages of requests joined to it, which it owns.
+        //
+        // The file stays open: until this returns because of `self`, until the I/O is done because the
+        // request's data, which nobody touches as long, have a reference to it: it could be borrowed all
+        // the time.
         let ret = unsafe {
             let direction = (*ptr).direction;
             let progress = (*ptr).progress;

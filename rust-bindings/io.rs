@@ -40,8 +40,12 @@ use kernel::{
 };
 
 use crate::{
+    bdev::BlockDevice,
     copy::Copier,
-    file::FileOp,
+    file::{
+        File,
+        FileOp, //
+    },
     grant::{
         Grants,
         Slot, //
@@ -63,7 +67,21 @@ pub const INLINE_SEGMENTS: usize = blkif::abi::MAX_SEGMENTS;
 const COPIED_SEGMENTS: usize = INLINE_SEGMENTS;
 
 /// The driver's part of a request.
+///
+/// It also keeps open what the request's I/O goes to. [`Owner::device`] and [`Owner::file`] say where that is
+/// by a reference that comes from the driver's data, and while I/O is in flight these are part of the request,
+/// where nobody reaches them: what the reference points to cannot be closed before the request is given back.
 pub trait Owner: Sized + Send + 'static {
+    /// The device that the request's bios may go to. Any context.
+    fn device(&self) -> Option<&BlockDevice> {
+        None
+    }
+
+    /// The file that may be read and written for the request. Any context.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+
     /// The I/O is done. Any context, hard interrupt included: must not sleep.
     fn complete(done: Done<Self>);
 
@@ -134,6 +152,7 @@ pub(crate) struct Segments<const N: usize> {
 /// arrays are initialised. The vectors go on with `rest.count` ones, copies of those of the requests in
 /// `rest`; these go in the same direction, have no rest, and nothing of them or of this one has been
 /// transferred.
+/// While I/O is in flight, `data` are neither changed nor moved.
 #[repr(C)]
 pub(crate) struct Inner<T> {
     link: UnsafeCell<raw::llist_node>,

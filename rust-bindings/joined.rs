@@ -5,7 +5,10 @@
 //! The first one of them owns the others, and is submitted, deferred and given back for all: its memory
 //! has the vectors of all, and its kiocb is the only one in use.
 
-use kernel::prelude::*;
+use kernel::{
+    pr_err_once,
+    prelude::*, //
+};
 
 use crate::{
     io::{
@@ -111,6 +114,13 @@ impl<T: Owner> Joined<T> {
         while let Some(io) = rest.pop() {
             each(io);
         }
+    }
+
+    /// Ends requests that are submitted to what they do not keep open, which is a fault of the driver.
+    #[cold]
+    pub(crate) fn refuse(self) {
+        pr_err_once!("I/O of a request that does not keep its medium open is refused\n");
+        self.part(|io| io.done(Err(EBADF)));
     }
 
     /// Has [`Owner::run`] called in task context, by `queue`. May be called in any context.

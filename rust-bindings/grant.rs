@@ -6,9 +6,16 @@
 use blkif::persistent::Index;
 use core::ptr::NonNull;
 use kernel::{
+    pr_err_once,
     prelude::*,
     str::CString,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
     time::Jiffies, //
 };
 
@@ -112,8 +119,10 @@ pub struct Ways {
 /// # Invariants
 ///
 /// `maps`, `unmaps` and `copies` are empty between calls. During a call, their slots are those of requests
-/// that the call owns, each of them once.
+/// that the call owns, each of them once. All slots of requests with the number `id` are of these grants.
 pub struct Grants {
+    /// No other grants, before or after, have the same number.
+    id: u64,
     domid: u16,
     /// Whose requests they are, for log lines, and the limit of these.
     name: CString,
@@ -134,6 +143,15 @@ pub struct Grants {
 // during a call.
 unsafe impl Send for Grants {}
 
+/// Number of the next [`Grants`].
+static NEXT_ID: Atomic<u64> = Atomic::new(0);
+
+/// Says that a request has come to other grants than its own, which is a fault of the driver.
+#[cold]
+fn say_foreign() {
+    pr_err_once!("a request of another ring's grants is refused\n");
+}
+
 impl Grants {
     /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`. `name` and
     /// `log` are for log lines. May sleep.
@@ -142,8 +160,9 @@ impl Grants {
     ///
     /// `ENOMEM`.
     pub fn new(domid: u16, persistent: bool, name: &CStr, log: Arc<Limit>) -> Result<Self> {
-        // INVARIANT: All is empty.
+        // INVARIANT: All is empty, and 64 bits do not overflow.
         Ok(Self {
+            id: NEXT_ID.fetch_add(1, Relaxed),
             domid,
             name: CString::try_from(name)?,
             log,
@@ -158,6 +177,12 @@ impl Grants {
             maps: Maps::new(domid)?,
             unmaps: Unmaps::new()?,
         })
+    }
+
+    /// Their number, by which requests are known to be theirs.
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     /// A slot for a grant, which is mapped already if it is a persistent one; else the grant is going to
@@ -309,6 +334,8 @@ impl Grants {
     /// Makes the pages of all requests in `staged` ready, by mapping their grants or, for a write, copying
     /// them, and hands each request to `then`: ready, or, if that could not be done for one of its
     /// grants, done with an error. May sleep.
+    ///
+    /// Requests of other [`Grants`] are done with `EINVAL`; their own can still take their pages back.
     pub fn map<T>(
         &mut self,
         staged: &mut List<Staged<T>>,
@@ -317,6 +344,11 @@ impl Grants {
         // Requests all of whose operations are in the batch, or have been done.
         let mut whole = List::new();
         while let Some(mut request) = staged.pop() {
+            if !request.is_of(self.id) {
+                say_foreign();
+                then(Err(request.failed(EINVAL)));
+                continue;
+            }
             let direction = request.direction();
             // A persistent grant serves requests of both directions.
             let readonly = direction == Direction::Write && self.kept.is_none();
@@ -424,6 +456,8 @@ impl Grants {
     /// A request one of whose pages is still held by somebody, as by a network card that sends it
     /// again, goes to `held` instead: the guest must not get its memory back before. A persistent
     /// grant is not given back to the guest, so its page does not matter, and neither does a page of ours.
+    ///
+    /// Requests of other [`Grants`] go to `held`, too.
     pub fn unmap<T>(
         &mut self,
         done: &mut List<Done<T>>,
@@ -432,6 +466,11 @@ impl Grants {
     ) {
         let mut whole = List::new();
         while let Some(mut request) = done.pop() {
+            if !request.is_of(self.id) {
+                say_foreign();
+                held.push(request);
+                continue;
+            }
             let referenced = request
                 .slots()
                 .iter()

@@ -168,6 +168,8 @@ pub(crate) struct Inner<T> {
     pub(crate) bytes: u32,
     /// How much of them has been transferred.
     pub(crate) progress: u32,
+    /// Which [`Grants`] the slots are of.
+    grants: u64,
     small: Segments<INLINE_SEGMENTS>,
     large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
     pub(crate) rest: Rest<T>,
@@ -510,7 +512,7 @@ impl<T> Staged<T> {
         // SAFETY: The memory is valid for writing. All fields are written but those that may be
         // uninitialised.
         //
-        // INVARIANT: `count` is 0.
+        // INVARIANT: `count` is 0, so that no slot is of other grants.
         unsafe {
             (&raw mut (*ptr).link).write(UnsafeCell::new(pin_init::zeroed()));
             (&raw mut (*ptr).refs).write(Atomic::new(0));
@@ -519,6 +521,7 @@ impl<T> Staged<T> {
             (&raw mut (*ptr).count).write(0);
             (&raw mut (*ptr).bytes).write(0);
             (&raw mut (*ptr).progress).write(0);
+            (&raw mut (*ptr).grants).write(grants.id());
             (&raw mut (*ptr).large).write(memory.large);
             (&raw mut (*ptr).rest).write(Rest::new());
             (&raw mut (*ptr).data).write(data);
@@ -549,13 +552,23 @@ impl<T> Staged<T> {
         self.0.direction
     }
 
+    /// Are its slots those of the [`Grants`] with this number?
+    pub(crate) fn is_of(&self, grants: u64) -> bool {
+        self.0.grants == grants
+    }
+
+    /// Ends it without having mapped anything.
+    pub(crate) fn failed(self, err: Error) -> Done<T> {
+        Done::with(self.0, Err(err))
+    }
+
     /// The next state, which depends on whether all slots have been mapped.
     pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Done<T>> {
         if self.0.slots().iter().all(Slot::is_ready) {
             // INVARIANT: Just checked; `add` has checked the vectors.
             Ok(Mapped(self.0))
         } else {
-            Err(Done::with(self.0, Err(EFAULT)))
+            Err(self.failed(EFAULT))
         }
     }
 }
@@ -612,6 +625,11 @@ impl<T> Done<T> {
 
     pub(crate) fn slots(&self) -> &[Slot] {
         self.0.slots()
+    }
+
+    /// As [`Staged::is_of`].
+    pub(crate) fn is_of(&self, grants: u64) -> bool {
+        self.0.grants == grants
     }
 
     pub(crate) fn pieces_mut(&mut self) -> impl Iterator<Item = (&mut Slot, &raw::bio_vec)> {

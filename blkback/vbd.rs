@@ -38,7 +38,11 @@ use kernel::{
 };
 use xen_bindings::{
     params,
-    work::cancel_delayed_work,
+    work::{
+        cancel_delayed_work,
+        OnQueue,
+        OwnedQueue, //
+    },
     xenbus::{
         Binding,
         Device,
@@ -110,6 +114,12 @@ impl_has_work! {
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self, 1> for Vbd { self.look_at_size }
+}
+
+impl OnQueue for Vbd {
+    fn queue(&self) -> &OwnedQueue {
+        &self.context.control
+    }
 }
 
 /// What calls us: it has references to the disk, and goes before that does.

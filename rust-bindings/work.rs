@@ -4,20 +4,26 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
     prelude::*,
     sync::Arc,
-    workqueue, //
+    time::Jiffies,
+    workqueue::{
+        self,
+        HasDelayedWork,
+        Queue,
+        RawWorkItem,
+        WorkItem, //
+    },
 };
 
 use crate::raw;
 
 /// An unbound workqueue that makes progress under memory pressure (`WQ_UNBOUND`,
-/// `WQ_MEM_RECLAIM`). Dropping it waits for all queued items; must not happen in one of them.
+/// `WQ_MEM_RECLAIM`). Dropping it waits for all queued items; must not happen in one of them, which
+/// would wait for itself. Items whose time has not come are not waited for; they keep the workqueue by
+/// themselves ([`enqueue_delayed`]).
 ///
 /// # Invariants
 ///
@@ -44,6 +50,17 @@ impl OwnedQueue {
         Ok(Self(NonNull::new(wq).ok_or(ENOMEM)?))
     }
 
+    /// Queues a work item. What it returns says whether it was queued before, as with
+    /// [`Queue::enqueue`]. Any context.
+    pub fn enqueue<W, const ID: u64>(&self, item: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<ID> + Send + 'static,
+    {
+        // SAFETY: The workqueue is valid by the type invariant. The reference is used for this call only; the
+        // item is queued when it is over, and `drop` waits for it.
+        unsafe { Queue::from_raw(self.as_ptr()) }.enqueue(item)
+    }
+
     /// Waits until every item queued so far has finished. May sleep.
     pub fn flush(&self) {
         // SAFETY: The workqueue is valid by the type invariant.
@@ -55,20 +72,37 @@ impl OwnedQueue {
     }
 }
 
-impl Deref for OwnedQueue {
-    type Target = workqueue::Queue;
-
-    fn deref(&self) -> &workqueue::Queue {
-        // SAFETY: The workqueue is valid by the type invariant for as long as `self` is borrowed.
-        unsafe { workqueue::Queue::from_raw(self.0.as_ptr()) }
+impl Drop for OwnedQueue {
+    fn drop(&mut self) {
+        // SAFETY: We own the workqueue, and nobody can queue to it any more: not by a reference, and by a
+        // timer not because its item would have one.
+        unsafe { raw::destroy_workqueue(self.0.as_ptr()) }
     }
 }
 
-impl Drop for OwnedQueue {
-    fn drop(&mut self) {
-        // SAFETY: We own the workqueue, and nobody can queue to it any more.
-        unsafe { raw::destroy_workqueue(self.0.as_ptr()) }
-    }
+/// Something with a delayed work item, which keeps the workqueue that this goes to.
+pub trait OnQueue {
+    /// The workqueue. Any context.
+    fn queue(&self) -> &OwnedQueue;
+}
+
+/// Queues a delayed work item to its workqueue when `delay` has passed. Any context.
+///
+/// # Errors
+///
+/// Gives it back if it is queued already, or waits for its time.
+pub fn enqueue_delayed<T, const ID: u64>(
+    item: Arc<T>,
+    delay: Jiffies,
+) -> core::result::Result<(), Arc<T>>
+where
+    T: OnQueue + HasDelayedWork<T, ID> + WorkItem<ID, Pointer = Arc<T>> + Send + Sync + 'static,
+{
+    // SAFETY: The workqueue is valid as long as `item` is, from which we have the reference: from here until
+    // the item runs, or until `cancel_delayed_work` has stopped the timer, there is this reference to the
+    // item, which nobody else can drop.
+    let queue = unsafe { Queue::from_raw(item.queue().as_ptr()) };
+    queue.enqueue_delayed(item, delay)
 }
 
 /// Takes a delayed work item back that waits for its time, and waits until it has finished if it
@@ -77,7 +111,7 @@ impl Drop for OwnedQueue {
 /// Must not be called from the work item itself: it would wait for itself.
 pub fn cancel_delayed_work<T, const ID: u64>(item: &Arc<T>)
 where
-    T: workqueue::HasDelayedWork<T, ID> + workqueue::WorkItem<ID, Pointer = Arc<T>>,
+    T: HasDelayedWork<T, ID> + WorkItem<ID, Pointer = Arc<T>>,
 {
     let ptr = Arc::as_ptr(item).cast_mut();
     // SAFETY: `ptr` is valid, and so is its field, which by the contract of `HasDelayedWork` is the

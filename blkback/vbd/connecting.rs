@@ -25,6 +25,7 @@ use xen_bindings::{
     clock,
     io::DiscardLimits,
     ring::MAX_RING_ORDER,
+    work::enqueue_delayed,
     xenbus::State,
     xenstore, //
 };
@@ -210,10 +211,7 @@ impl Vbd {
     }
 
     pub(super) fn look_later(self: &Arc<Self>) {
-        let _ = self
-            .context
-            .control
-            .enqueue_delayed::<Arc<Self>, 1>(self.clone(), msecs_to_jiffies(SIZE_PAUSE));
+        let _ = enqueue_delayed::<Self, 1>(self.clone(), msecs_to_jiffies(SIZE_PAUSE));
     }
 
     /// Looks whether the medium has another size, or whether a driver before us has let go.

@@ -64,7 +64,7 @@ pub(crate) struct Offer {
 
 /// A connected frontend. Dropping it waits for all requests in flight, and unmaps the rings.
 pub(crate) struct Connection {
-    /// Empty once it is being taken down.
+    /// Until the rings are started, which have them from then on.
     channels: KVec<EventChannel<Ring>>,
     rings: KVec<Arc<Ring>>,
     gate: Arc<Gate>,
@@ -155,9 +155,10 @@ impl Connection {
     }
 
     /// Begins to serve requests. May sleep.
-    pub(crate) fn start(&self) {
-        for (channel, ring) in self.channels.iter().zip(&self.rings) {
-            ring.start(channel.irq());
+    pub(crate) fn start(&mut self) {
+        let channels = core::mem::take(&mut self.channels);
+        for (channel, ring) in channels.into_iter().zip(&self.rings) {
+            ring.start(channel);
         }
     }
 
@@ -218,6 +219,9 @@ impl Drop for Connection {
         self.drain();
         // Not before: the frontend may go on with the next backend, and has to hear of all answers.
         self.channels.clear();
+        for ring in &self.rings {
+            ring.unbind();
+        }
         for ring in &self.rings {
             ring.shut_down();
         }

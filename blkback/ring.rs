@@ -50,7 +50,10 @@ use xen_bindings::{
     clock,
     completion::Completion,
     copy::Copier,
-    evtchn,
+    evtchn::{
+        self,
+        EventChannel, //
+    },
     grant::Grants,
     io::Done,
     list::{
@@ -182,8 +185,8 @@ impl View {
 struct State {
     /// None once the ring has been shut down.
     memory: Option<RingMemory>,
-    /// None until the ring is started.
-    irq: Option<evtchn::Irq>,
+    /// From the start of the ring until [`Ring::unbind`]. It has a reference to the ring.
+    channel: Option<EventChannel<Ring>>,
     back: BackRing,
     moderation: Moderation,
     /// What the frontend has been told; of the size, what it is now.
@@ -228,7 +231,7 @@ impl Ring {
     ) -> Result<Arc<Self>> {
         let state = State {
             memory: Some(memory),
-            irq: None,
+            channel: None,
             back,
             moderation: Moderation::new(),
             disk,
@@ -320,11 +323,10 @@ impl Ring {
         Ok(())
     }
 
-    /// Begins to serve requests. May sleep.
-    pub(crate) fn start(self: &Arc<Self>, irq: evtchn::Irq) {
-        self.state.lock().irq = Some(irq);
+    /// Begins to serve requests, with an event channel whose handler it is. May sleep.
+    pub(crate) fn start(&self, channel: EventChannel<Ring>) {
         // A backend before us may have answered when it could not tell the frontend any more.
-        irq.notify();
+        self.state.lock().channel.insert(channel).notify();
         // The frontend may have sent requests before we listened.
         self.schedule();
     }
@@ -343,8 +345,13 @@ impl Ring {
         }
     }
 
-    /// After [`Ring::drain`], unmaps the ring. The event channel must have been unbound before. May
-    /// sleep.
+    /// After [`Ring::drain`], unbinds the event channel: there are no more events. May sleep.
+    pub(crate) fn unbind(&self) {
+        let channel = self.state.lock().channel.take();
+        drop(channel);
+    }
+
+    /// After [`Ring::unbind`], unmaps the ring. May sleep.
     pub(crate) fn shut_down(self: &Arc<Self>) {
         cancel_delayed_work::<Self, 0>(self);
         if let Some(thread) = self.thread.as_ref() {
@@ -407,7 +414,7 @@ impl Ring {
     /// The worker. After how many nanoseconds it has to look again, whether woken or not.
     fn serve(self: &Arc<Self>) -> Option<u64> {
         let mut state = self.state.lock();
-        if state.irq.is_none() && !self.stopping.load(Relaxed) {
+        if state.channel.is_none() && !self.stopping.load(Relaxed) {
             // An event before the start, which will acknowledge it.
             return None;
         }
@@ -465,8 +472,8 @@ impl Ring {
         }
         self.keep_house(&mut state);
         if event {
-            if let Some(irq) = state.irq {
-                irq.eoi(state.unserved);
+            if let Some(channel) = &state.channel {
+                channel.eoi(state.unserved);
                 state.unserved = true;
             }
         }
@@ -591,7 +598,7 @@ impl Ring {
     fn publish(&self, state: &mut State) {
         let State {
             memory: Some(memory),
-            irq: Some(irq),
+            channel: Some(channel),
             back,
             moderation,
             counts,
@@ -602,7 +609,7 @@ impl Ring {
         };
         moderation.published(back.unpublished(), back.open());
         if back.publish(memory) {
-            irq.notify();
+            channel.notify();
             counts.events = counts.events.wrapping_add(1);
         }
     }
@@ -629,7 +636,7 @@ impl Ring {
         !state.broken
             && state.starved.is_none()
             && state.barrier.is_none()
-            && state.irq.is_some()
+            && state.channel.is_some()
             && !self.stopping.load(Relaxed)
             && !self.gate.is_closed()
     }

@@ -21,48 +21,23 @@ use crate::{
 pub trait Handler: Send + Sync + 'static {
     /// An event has arrived. Hard interrupt context: must not sleep, must be short.
     ///
-    /// No further event arrives until [`Irq::eoi`].
+    /// No further event arrives until [`EventChannel::eoi`].
     fn event(this: &Arc<Self>);
 }
 
-/// The number of a bound event channel's interrupt, for those who signal and acknowledge.
-///
-/// A number that is out of date does no harm: signalling an interrupt that is not bound is a
-/// no-op, and a frontend has to cope with an event too many.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Irq(i32);
-
-impl Irq {
-    /// Sends an event to the other end. May be called in any context.
-    #[inline]
-    pub fn notify(self) {
-        // SAFETY: May be called with any number.
-        unsafe { raw::notify_remote_via_irq(self.0) }
-    }
-
-    /// Allows the next event. `spurious`: this one brought no work; too many of those make Xen's
-    /// event code delay the guest's events. May be called in any context.
-    #[inline]
-    pub fn eoi(self, spurious: bool) {
-        let flags = if spurious {
-            raw::XEN_EOI_FLAG_SPURIOUS
-        } else {
-            0
-        };
-        // SAFETY: May be called with any number.
-        unsafe { raw::xen_irq_lateeoi(self.0.unsigned_abs(), flags) }
-    }
-}
-
 /// A bound interdomain event channel. Dropping it waits for a handler that runs, after which there
-/// are no more events.
+/// are no more events; may sleep.
+///
+/// The number of its interrupt stays in here: once the channel is unbound, others may get it.
 ///
 /// # Invariants
 ///
-/// The interrupt is bound with `handler` as its `dev_id`.
+/// The interrupt is bound to a channel of `dev`, with `handler` as its `dev_id`.
 pub struct EventChannel<T: Handler> {
-    irq: Irq,
+    irq: u32,
     handler: Arc<T>,
+    /// Xen's event code counts the channels of a device in it.
+    _dev: Device,
 }
 
 impl<T: Handler> EventChannel<T> {
@@ -87,19 +62,32 @@ impl<T: Handler> EventChannel<T> {
                 dev_id.cast(),
             )
         };
-        if irq < 0 {
-            return Err(Error::from_errno(irq));
-        }
         // INVARIANT: Bound just now.
         Ok(Self {
-            irq: Irq(irq),
+            irq: u32::try_from(irq).map_err(|_| Error::from_errno(irq))?,
             handler,
+            _dev: dev.clone(),
         })
     }
 
-    /// The channel's interrupt.
-    pub fn irq(&self) -> Irq {
-        self.irq
+    /// Sends an event to the other end. May be called in any context.
+    #[inline]
+    pub fn notify(&self) {
+        // SAFETY: By the type invariant the interrupt is that of an event channel.
+        unsafe { raw::notify_remote_via_irq(self.irq as i32) }
+    }
+
+    /// Allows the next event. `spurious`: this one brought no work; too many of those make Xen's
+    /// event code delay the guest's events. May be called in any context.
+    #[inline]
+    pub fn eoi(&self, spurious: bool) {
+        let flags = if spurious {
+            raw::XEN_EOI_FLAG_SPURIOUS
+        } else {
+            0
+        };
+        // SAFETY: By the type invariant the interrupt is that of an event channel.
+        unsafe { raw::xen_irq_lateeoi(self.irq, flags) }
     }
 
     /// # Safety
@@ -121,7 +109,7 @@ impl<T: Handler> EventChannel<T> {
 impl<T: Handler> Drop for EventChannel<T> {
     fn drop(&mut self) {
         let dev_id = Arc::as_ptr(&self.handler).cast_mut();
-        // SAFETY: By the type invariant the interrupt is bound with this `dev_id`.
-        unsafe { raw::unbind_from_irqhandler(self.irq.0.unsigned_abs(), dev_id.cast()) }
+        // SAFETY: By the type invariant the interrupt is bound with this `dev_id`. The device is still there.
+        unsafe { raw::unbind_from_irqhandler(self.irq, dev_id.cast()) }
     }
 }

@@ -81,7 +81,7 @@ impl Ring {
         let closed = self.gate.is_closed();
         let State {
             memory: Some(memory),
-            irq: Some(_),
+            channel: Some(_),
             back,
             moderation,
             disk,

@@ -131,7 +131,7 @@ impl Vbd {
             }),
             max_indirect_segments: MAX_INDIRECT_SEGMENTS,
         };
-        let connection = match Connection::new(
+        let mut connection = match Connection::new(
             medium,
             disk,
             inner.offer,

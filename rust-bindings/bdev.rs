@@ -19,6 +19,7 @@ use kernel::{
 
 use crate::{
     io::{
+        sealed::State,
         Direction,
         DiscardLimits,
         Done,
@@ -225,7 +226,7 @@ impl BlockDevice {
         {
             return Joined::from(io).refuse();
         }
-        let ptr = KBox::into_raw(io.0);
+        let ptr = KBox::into_raw(io.into_inner());
         // SAFETY: The request is ours, and from submit_bio() on the bio's, which gives it back in
         // `end_io`. The vectors are initialised up to `count` and lie in mapped pages. They are not
         // merged here: two foreign pages that are neighbours in our address space are none in the

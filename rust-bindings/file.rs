@@ -28,6 +28,7 @@ use kernel::{
 use crate::{
     io::{
         is_not_supported,
+        sealed::State,
         Direction,
         DiscardLimits,
         Done,
@@ -291,7 +292,7 @@ impl File {
         if !io.data().file().is_some_and(|file| ptr::eq(file, self)) {
             return io.refuse();
         }
-        let ptr = KBox::into_raw(io.0);
+        let ptr = KBox::into_raw(io.into_inner());
         // SAFETY: The request is ours until its last reference is dropped. The vectors are
         // initialised up to `joined_count`, and stay in place with the pages until the I/O is done; so
         // do the pages of requests joined to it, which it owns.
@@ -356,7 +357,7 @@ impl File {
     /// # Safety
     ///
     /// `ptr` must be a request with a reference of the completion, that the caller owns.
-    unsafe fn set_result<T>(ptr: *const Inner<T>, ret: isize) {
+    unsafe fn set_result<T: Owner>(ptr: *const Inner<T>, ret: isize) {
         // A transfer is at most `MAX_SEGMENTS` pages long, an error number at most 4095.
         let ret = i32::try_from(ret).unwrap_or(EIO.to_errno());
         // SAFETY: The request is valid.
@@ -399,12 +400,12 @@ impl File {
         let ret = *inner.result.get_mut();
         if inner.is_joined() {
             // INVARIANT: Nothing has been unmapped since it was one.
-            return Self::end_joined(Joined(inner), ret, mode);
+            return Self::end_joined(Joined::from_inner(inner), ret, mode);
         }
         let rest = inner.bytes.saturating_sub(inner.progress);
         let done = |inner, result| T::complete(Done::with(inner, result));
         // INVARIANT (of `Mapped`, below): Nothing has been unmapped since it was one, or is joined to it.
-        let retry = |inner, why| T::retry(Mapped(inner).into(), why);
+        let retry = |inner, why| T::retry(Mapped::from_inner(inner).into(), why);
         match u32::try_from(ret) {
             Ok(len) if len >= rest => done(inner, Ok(())),
             // The end of the file where the disk has a sector: somebody has truncated it.

@@ -30,6 +30,7 @@ use crate::{
         Done,
         Finished,
         Mapped,
+        Owner,
         Staged,
         INLINE_SEGMENTS, //
     },
@@ -336,7 +337,7 @@ impl Grants {
     /// grants, done with an error. May sleep.
     ///
     /// Requests of other [`Grants`] are done with `EINVAL`; their own can still take their pages back.
-    pub fn map<T>(
+    pub fn map<T: Owner>(
         &mut self,
         staged: &mut List<Staged<T>>,
         mut then: impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
@@ -458,7 +459,7 @@ impl Grants {
     /// grant is not given back to the guest, so its page does not matter, and neither does a page of ours.
     ///
     /// Requests of other [`Grants`] go to `held`, too.
-    pub fn unmap<T>(
+    pub fn unmap<T: Owner>(
         &mut self,
         done: &mut List<Done<T>>,
         held: &mut List<Done<T>>,
@@ -540,7 +541,11 @@ impl Grants {
 
     /// Has Xen do what is in the batches of [`Grants::unmap`], which is all that the requests in `whole`
     /// wait for.
-    fn finish_batch<T>(&mut self, whole: &mut List<Done<T>>, then: &mut impl FnMut(Finished<T>)) {
+    fn finish_batch<T: Owner>(
+        &mut self,
+        whole: &mut List<Done<T>>,
+        then: &mut impl FnMut(Finished<T>),
+    ) {
         self.unmaps.flush(&mut self.pool, &self.name);
         if let Some(copies) = &mut self.copies {
             copies.flush(|slot, result| {
@@ -566,7 +571,7 @@ impl Grants {
     }
 
     /// Takes back the pages of ours that a request has had, and hands the rest of it to `then`.
-    fn finish<T>(&mut self, mut request: Done<T>, then: &mut impl FnMut(Finished<T>)) {
+    fn finish<T: Owner>(&mut self, mut request: Done<T>, then: &mut impl FnMut(Finished<T>)) {
         if let Some(copies) = &mut self.copies {
             let mut failed = false;
             for slot in request.slots() {

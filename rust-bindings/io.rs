@@ -32,6 +32,7 @@ use core::{
     },
 };
 use kernel::{
+    pr_err_once,
     prelude::*,
     sync::atomic::{
         Atomic,
@@ -154,7 +155,7 @@ pub(crate) struct Segments<const N: usize> {
 /// transferred.
 /// While I/O is in flight, `data` are neither changed nor moved.
 #[repr(C)]
-pub(crate) struct Inner<T> {
+pub(crate) struct Inner<T: Owner> {
     link: UnsafeCell<raw::llist_node>,
     target: UnsafeCell<MaybeUninit<Target>>,
     work: UnsafeCell<MaybeUninit<raw::work_struct>>,
@@ -176,7 +177,7 @@ pub(crate) struct Inner<T> {
     data: T,
 }
 
-impl<T> Inner<T> {
+impl<T: Owner> Inner<T> {
     /// Number of its own vectors.
     pub(crate) fn count(&self) -> u32 {
         u32::from(self.count)
@@ -352,40 +353,68 @@ pub(crate) mod sealed {
 
     /// A state of a request: a box of its memory under another name.
     pub trait State {
-        type Data;
+        type Data: Owner;
 
         #[expect(private_interfaces)]
         fn into_inner(self) -> KBox<Inner<Self::Data>>;
         #[expect(private_interfaces)]
         fn from_inner(inner: KBox<Inner<Self::Data>>) -> Self;
+        /// Does what can be done for a request that the driver has dropped. Any context.
+        #[expect(private_interfaces)]
+        fn dropped(inner: KBox<Inner<Self::Data>>);
     }
 }
 use sealed::State;
 
+/// Says that a request has been dropped, which is a fault of the driver.
+#[cold]
+fn say_dropped() {
+    pr_err_once!("a request was dropped without an answer\n");
+}
+
 macro_rules! state {
-    ($(#[$meta:meta])* $name:ident) => {
+    ($(#[$meta:meta])* $name:ident, $dropped:expr) => {
         $(#[$meta])*
-        #[must_use = "a request that is dropped is never answered"]
-        pub struct $name<T>(pub(crate) KBox<Inner<T>>);
+        #[must_use = "a request that is dropped fails, or is never answered"]
+        pub struct $name<T: Owner>(pub(crate) ManuallyDrop<KBox<Inner<T>>>);
 
         // SAFETY: All of a request belongs to its owner, and may be used in any task.
-        unsafe impl<T: Send> Send for $name<T> {}
+        unsafe impl<T: Owner> Send for $name<T> {}
 
-        impl<T> State for $name<T> {
+        impl<T: Owner> State for $name<T> {
             type Data = T;
 
             #[expect(private_interfaces)]
+            #[inline]
             fn into_inner(self) -> KBox<Inner<T>> {
-                self.0
+                let mut this = ManuallyDrop::new(self);
+                // SAFETY: It is not used any more, nor dropped.
+                unsafe { ManuallyDrop::take(&mut this.0) }
             }
 
             #[expect(private_interfaces)]
+            #[inline]
             fn from_inner(inner: KBox<Inner<T>>) -> Self {
-                Self(inner)
+                Self(ManuallyDrop::new(inner))
+            }
+
+            #[expect(private_interfaces)]
+            #[cold]
+            fn dropped(inner: KBox<Inner<T>>) {
+                say_dropped();
+                $dropped(inner);
             }
         }
 
-        impl<T> $name<T> {
+        impl<T: Owner> Drop for $name<T> {
+            #[inline]
+            fn drop(&mut self) {
+                // SAFETY: It is not used any more.
+                Self::dropped(unsafe { ManuallyDrop::take(&mut self.0) });
+            }
+        }
+
+        impl<T: Owner> $name<T> {
             /// The driver's data.
             pub fn data(&self) -> &T {
                 &self.0.data
@@ -400,35 +429,36 @@ macro_rules! state {
 }
 
 state! {
-    /// A request with its pages, whose grants are not mapped yet.
-    Staged
+    /// A request with its pages, whose grants are not mapped yet. One that is dropped fails with `EIO`.
+    Staged, |inner| T::complete(Done::with(inner, Err(EIO)))
 }
 
 state! {
-    /// A request whose grants are mapped: its I/O can be submitted.
+    /// A request whose grants are mapped: its I/O can be submitted. One that is dropped fails with `EIO`.
     ///
     /// # Invariants
     ///
     /// All slots are mapped, and each vector lies within the page of the slot. Nothing is joined to it.
-    Mapped
+    Mapped, |inner| T::complete(Done::with(inner, Err(EIO)))
 }
 
 state! {
-    /// One request, or several whose data follow one another in a file.
+    /// One request, or several whose data follow one another in a file. If dropped, they fail with `EIO`.
     ///
     /// # Invariants
     ///
     /// As of [`Mapped`], but others may be joined to it.
-    Joined
+    Joined, |inner| Joined::from_inner(inner).part(|io| io.done(Err(EIO)))
 }
 
 state! {
-    /// A request that is through, well or not, and has to be unmapped and answered.
-    Done
+    /// A request that is through, well or not, and has to be unmapped and answered. One that is dropped never is,
+    /// and its pages are lost.
+    Done, drop
 }
 
 /// What remains of a request once nothing of the guest is mapped for it.
-pub struct Finished<T> {
+pub struct Finished<T: Owner> {
     /// The driver's data.
     pub data: T,
     /// How the I/O ended.
@@ -440,12 +470,12 @@ pub struct Finished<T> {
 }
 
 /// Builds a request from its segments.
-pub struct Builder<'a, T> {
+pub struct Builder<'a, T: Owner> {
     inner: &'a mut Inner<T>,
     grants: &'a mut Grants,
 }
 
-impl<T> Builder<'_, T> {
+impl<T: Owner> Builder<'_, T> {
     /// As [`Grants::copy`].
     ///
     /// # Errors
@@ -494,7 +524,7 @@ impl<T> Builder<'_, T> {
     }
 }
 
-impl<T> Staged<T> {
+impl<T: Owner> Staged<T> {
     /// Builds a request in `memory`, whose segments `fill` adds.
     ///
     /// # Errors
@@ -527,7 +557,7 @@ impl<T> Staged<T> {
             (&raw mut (*ptr).data).write(data);
         }
         // SAFETY: Initialised just now.
-        let mut request = Self(unsafe { inner.assume_init() });
+        let mut request = Self::from_inner(unsafe { inner.assume_init() });
         let mut builder = Builder {
             inner: &mut request.0,
             grants,
@@ -538,7 +568,7 @@ impl<T> Staged<T> {
                 for slot in request.0.slots() {
                     grants.put_back(*slot);
                 }
-                let (memory, data) = request.0.dissolve();
+                let (memory, data) = request.into_inner().dissolve();
                 Err((err, memory, data))
             }
         }
@@ -559,21 +589,21 @@ impl<T> Staged<T> {
 
     /// Ends it without having mapped anything.
     pub(crate) fn failed(self, err: Error) -> Done<T> {
-        Done::with(self.0, Err(err))
+        Done::with(self.into_inner(), Err(err))
     }
 
     /// The next state, which depends on whether all slots have been mapped.
     pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Done<T>> {
         if self.0.slots().iter().all(Slot::is_ready) {
             // INVARIANT: Just checked; `add` has checked the vectors.
-            Ok(Mapped(self.0))
+            Ok(Mapped::from_inner(self.into_inner()))
         } else {
             Err(self.failed(EFAULT))
         }
     }
 }
 
-impl<T> Inner<T> {
+impl<T: Owner> Inner<T> {
     /// Takes the driver's data out. All else has been given back before.
     fn dissolve(self: KBox<Self>) -> (Memory<T>, T) {
         let ptr = KBox::into_raw(self);
@@ -608,7 +638,7 @@ impl<T: Owner> Mapped<T> {
 
     /// Ends the request without I/O. Any context.
     pub fn done(self, result: Result) {
-        T::complete(Done::with(self.0, result));
+        T::complete(Done::with(self.into_inner(), result));
     }
 
     /// As [`Joined::defer`].
@@ -617,10 +647,10 @@ impl<T: Owner> Mapped<T> {
     }
 }
 
-impl<T> Done<T> {
+impl<T: Owner> Done<T> {
     pub(crate) fn with(mut inner: KBox<Inner<T>>, result: Result) -> Self {
         *inner.result.get_mut() = result.map_or_else(Error::to_errno, |()| 0);
-        Self(inner)
+        Self::from_inner(inner)
     }
 
     pub(crate) fn slots(&self) -> &[Slot] {
@@ -657,7 +687,7 @@ impl<T> Done<T> {
             Ok(())
         };
         let bytes = self.0.bytes;
-        let (memory, data) = self.0.dissolve();
+        let (memory, data) = self.into_inner().dissolve();
         Finished {
             data,
             result,

@@ -12,6 +12,7 @@ use kernel::{
 
 use crate::{
     io::{
+        sealed::State,
         Inner,
         Joined,
         Mapped,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// The requests behind the first one.
-pub(crate) struct Rest<T> {
+pub(crate) struct Rest<T: Owner> {
     requests: List<Mapped<T>>,
     /// Number of their vectors.
     count: u16,
@@ -31,7 +32,7 @@ pub(crate) struct Rest<T> {
     bytes: u32,
 }
 
-impl<T> Rest<T> {
+impl<T: Owner> Rest<T> {
     pub(crate) const fn new() -> Self {
         Self {
             requests: List::new(),
@@ -41,7 +42,7 @@ impl<T> Rest<T> {
     }
 }
 
-impl<T> Inner<T> {
+impl<T: Owner> Inner<T> {
     /// Number of vectors, those of the requests that are joined to it included.
     pub(crate) fn joined_count(&self) -> u32 {
         self.count().wrapping_add(u32::from(self.rest.count))
@@ -58,9 +59,9 @@ impl<T> Inner<T> {
     }
 }
 
-impl<T> From<Mapped<T>> for Joined<T> {
+impl<T: Owner> From<Mapped<T>> for Joined<T> {
     fn from(io: Mapped<T>) -> Self {
-        Self(io.0)
+        Self::from_inner(io.into_inner())
     }
 }
 
@@ -86,7 +87,7 @@ impl<T: Owner> Joined<T> {
     /// [`INLINE_SEGMENTS`]: crate::io::INLINE_SEGMENTS
     /// [`MAX_SEGMENTS`]: crate::io::MAX_SEGMENTS
     pub fn join(&mut self, next: Mapped<T>) -> core::result::Result<(), Mapped<T>> {
-        let inner = &mut *self.0;
+        let inner = &mut **self.0;
         let count = inner.joined_count() as usize;
         let (_, vecs, room) = inner.segments_mut();
         let more = next.0.vecs();
@@ -110,7 +111,7 @@ impl<T: Owner> Joined<T> {
     pub fn part(mut self, mut each: impl FnMut(Mapped<T>)) {
         let mut rest = core::mem::replace(&mut self.0.rest, Rest::new()).requests;
         // INVARIANT: The rest was taken away.
-        each(Mapped(self.0));
+        each(Mapped::from_inner(self.into_inner()));
         while let Some(io) = rest.pop() {
             each(io);
         }
@@ -125,7 +126,7 @@ impl<T: Owner> Joined<T> {
 
     /// Has [`Owner::run`] called in task context, by `queue`. May be called in any context.
     pub fn defer(self, queue: &OwnedQueue) {
-        let ptr = KBox::into_raw(self.0);
+        let ptr = KBox::into_raw(self.into_inner());
         // SAFETY: The requests are ours until the work item runs, which gives them back.
         unsafe {
             let work = Inner::work(ptr);
@@ -141,7 +142,7 @@ impl<T: Owner> Joined<T> {
         // SAFETY: `work` is the field of a request; `defer` left its ownership to us.
         //
         // INVARIANT: They were joined as they are when they were deferred.
-        let io = unsafe { Self(KBox::from_raw(Inner::of_work(work))) };
+        let io = unsafe { Self::from_inner(KBox::from_raw(Inner::of_work(work))) };
         T::run(io);
     }
 }

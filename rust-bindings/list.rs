@@ -13,7 +13,8 @@ use crate::{
     io::{
         sealed::State,
         Done,
-        Inner, //
+        Inner,
+        Owner, //
     },
     raw, //
 };
@@ -100,10 +101,9 @@ impl<S: State> Default for List<S> {
 }
 
 impl<S: State> List<S> {
-    /// What a drop does when it should not be necessary.
+    /// What a drop does when it should not be necessary: each request says so.
     #[cold]
     fn drop_all(&mut self) {
-        pr_err!("requests dropped without an answer\n");
         while self.pop().is_some() {}
     }
 }
@@ -118,14 +118,14 @@ impl<S: State> Drop for List<S> {
 }
 
 /// Requests that are done, added in any context without a lock.
-pub struct DoneList<T>(UnsafeCell<raw::llist_head>, PhantomData<T>);
+pub struct DoneList<T: Owner>(UnsafeCell<raw::llist_head>, PhantomData<T>);
 
 // SAFETY: The list owns its requests.
-unsafe impl<T: Send> Send for DoneList<T> {}
+unsafe impl<T: Owner> Send for DoneList<T> {}
 // SAFETY: The operations of an llist are atomic.
-unsafe impl<T: Send> Sync for DoneList<T> {}
+unsafe impl<T: Owner> Sync for DoneList<T> {}
 
-impl<T> DoneList<T> {
+impl<T: Owner> DoneList<T> {
     /// An empty list.
     pub const fn new() -> Self {
         Self(
@@ -138,7 +138,7 @@ impl<T> DoneList<T> {
 
     /// Adds a request; fully ordered. Returns whether the list was empty. Any context.
     pub fn push(&self, done: Done<T>) -> bool {
-        let ptr = KBox::into_raw(done.0);
+        let ptr = KBox::into_raw(done.into_inner());
         // SAFETY: The request is ours, and from here on the list's.
         unsafe { raw::llist_add(Inner::link(ptr), self.0.get()) }
     }
@@ -163,7 +163,14 @@ impl<T> DoneList<T> {
     }
 }
 
-impl<T> Default for DoneList<T> {
+impl<T: Owner> Drop for DoneList<T> {
+    fn drop(&mut self) {
+        // None of them is answered, which they say when the list of them is dropped.
+        self.take(&mut List::new());
+    }
+}
+
+impl<T: Owner> Default for DoneList<T> {
     fn default() -> Self {
         Self::new()
     }

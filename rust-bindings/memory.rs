@@ -9,21 +9,22 @@ use kernel::prelude::*;
 
 use crate::io::{
     Inner,
+    Owner,
     Segments,
     INLINE_SEGMENTS,
     MAX_SEGMENTS, //
 };
 
 /// Memory for a request, without one.
-pub struct Memory<T> {
+pub struct Memory<T: Owner> {
     pub(crate) inner: KBox<MaybeUninit<Inner<T>>>,
     pub(crate) large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
 }
 
-// SAFETY: There is nothing in it.
-unsafe impl<T: Send> Send for Memory<T> {}
+// SAFETY: The memory is ours and not initialised: there is neither a `T` in it, nor a pointer to somebody else.
+unsafe impl<T: Owner> Send for Memory<T> {}
 
-impl<T> Memory<T> {
+impl<T: Owner> Memory<T> {
     /// Allocates, for a request of so many segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
     /// scope that forbids it.
     fn new(segments: usize) -> Result<Self> {
@@ -48,7 +49,7 @@ impl<T> Memory<T> {
 ///
 /// There is always memory for one request whose segments stand in its slot, be it in here or in
 /// flight.
-pub struct Spares<T> {
+pub struct Spares<T: Owner> {
     small: KVec<Memory<T>>,
     /// With room for the segments of indirect requests.
     large: KVec<Memory<T>>,
@@ -57,7 +58,7 @@ pub struct Spares<T> {
 /// Most that is kept of each kind: twice what a ring of one page can have in flight.
 const MAX_SPARES: usize = 64;
 
-impl<T> Spares<T> {
+impl<T: Owner> Spares<T> {
     /// Memory for one request. May sleep.
     ///
     /// # Errors

@@ -103,37 +103,37 @@ impl BlockDevice {
     /// Size in sectors of 512 bytes, as of now.
     #[inline]
     pub fn sectors(&self) -> u64 {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         unsafe { raw::bdev_nr_sectors(self.bdev.as_ptr()) }
     }
 
     /// Smallest unit of I/O in bytes, a power of two, 512 or more.
     pub fn logical_block_size(&self) -> u32 {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         unsafe { raw::bdev_logical_block_size(self.bdev.as_ptr()) }
     }
 
     /// Smallest unit that the device writes without reading, in bytes.
     pub fn physical_block_size(&self) -> u32 {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         unsafe { raw::bdev_physical_block_size(self.bdev.as_ptr()) }
     }
 
     /// Has the device a volatile write cache?
     pub fn has_write_cache(&self) -> bool {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         unsafe { raw::bdev_write_cache(self.bdev.as_ptr()) }
     }
 
     /// Is it a CD-ROM drive?
     pub fn is_cdrom(&self) -> bool {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         unsafe { raw::bdev_is_cdrom(self.bdev.as_ptr()) }
     }
 
     /// Can its medium be taken out?
     pub fn is_removable(&self) -> bool {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         unsafe { raw::bdev_is_removable(self.bdev.as_ptr()) }
     }
 
@@ -144,10 +144,10 @@ impl BlockDevice {
     ///
     /// That of the write.
     pub fn drop_page_cache(&self) -> Result {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         kernel::error::to_result(unsafe { raw::sync_blockdev(self.bdev.as_ptr()) })?;
-        // SAFETY: The file is valid. Pages that cannot be dropped are in use by somebody who reads
-        // the device by itself, at their own risk.
+        // SAFETY: By the type invariant the file is valid. Pages that cannot be dropped are in use by somebody
+        // who reads the device by itself, at their own risk.
         unsafe { raw::invalidate_inode_pages2((*self.file.as_ptr()).f_mapping) };
         Ok(())
     }
@@ -188,7 +188,7 @@ impl BlockDevice {
 
     /// How sectors can be given up, if they can.
     pub fn discard_limits(&self) -> Option<DiscardLimits> {
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         unsafe {
             (raw::bdev_max_discard_sectors(self.bdev.as_ptr()) != 0).then(|| DiscardLimits {
                 granularity: raw::bdev_discard_granularity(self.bdev.as_ptr()),
@@ -208,7 +208,7 @@ impl BlockDevice {
         if sectors == 0 {
             return Ok(());
         }
-        // SAFETY: The device is valid.
+        // SAFETY: By the type invariant the device is valid.
         kernel::error::to_result(unsafe {
             if secure && raw::bdev_max_secure_erase_sectors(self.bdev.as_ptr()) != 0 {
                 raw::blkdev_issue_secure_erase(self.bdev.as_ptr(), sector, sectors, raw::GFP_NOIO)

@@ -144,14 +144,14 @@ impl File {
 
     /// Is it a regular file?
     pub fn is_regular(&self) -> bool {
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         let mode = u32::from(unsafe { raw::file_mode(self.as_ptr()) });
         mode & raw::S_IFMT == raw::S_IFREG
     }
 
     /// Size in bytes, as of now. Any context.
     pub fn size(&self) -> u64 {
-        // SAFETY: The file is valid. A size is never negative.
+        // SAFETY: By the type invariant the file is valid. A size is never negative.
         unsafe { raw::i_size_read(self.as_ptr()) }.unsigned_abs()
     }
 
@@ -162,7 +162,8 @@ impl File {
     /// Those of `read(2)`.
     pub fn read(&self, to: &mut [u8]) -> Result<usize> {
         let mut position = 0;
-        // SAFETY: The file is valid and open for reading; `to` may be written as far as it is long.
+        // SAFETY: By the type invariant the file is valid and open for reading; `to` may be written as far as it
+        // is long.
         let len = unsafe {
             raw::kernel_read(
                 self.as_ptr(),
@@ -176,14 +177,14 @@ impl File {
 
     /// Identifies the file, by whatever name it was opened, for as long as it is open.
     pub fn identity(&self) -> usize {
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         unsafe { raw::file_inode(self.as_ptr()) }.addr()
     }
 
     /// Name of the type of file system, such as `ext4`.
     pub fn fs_name(&self) -> &CStr {
-        // SAFETY: The file is valid; the type of a mounted file system stays, and its name is
-        // NUL-terminated.
+        // SAFETY: By the type invariant the file is valid; the type of a mounted file system stays, and its name
+        // is NUL-terminated.
         unsafe { raw::c_str(raw::file_fs_name(self.as_ptr())) }
     }
 
@@ -194,7 +195,7 @@ impl File {
     /// That of `statx(2)`.
     pub fn direct_io(&self) -> Result<DirectIo> {
         let mut stat: raw::kstat = pin_init::zeroed();
-        // SAFETY: The file is valid, `stat` may be written.
+        // SAFETY: By the type invariant the file is valid, `stat` may be written.
         unsafe {
             to_result(raw::vfs_getattr(
                 &raw const (*self.as_ptr()).__bindgen_anon_1.f_path,
@@ -203,7 +204,7 @@ impl File {
                 0,
             ))?
         };
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         let (magic, can_direct) = unsafe {
             (
                 raw::file_fs_magic(self.as_ptr()),
@@ -233,13 +234,13 @@ impl File {
 
     /// Can the file system be asked not to wait?
     pub fn can_nowait(&self) -> bool {
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         unsafe { (*self.as_ptr()).f_mode & raw::FMODE_NOWAIT != 0 }
     }
 
     /// Is the file system frozen, so that a write would wait for it to be thawed? Any context.
     pub fn is_frozen(&self) -> bool {
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         unsafe { raw::file_fs_frozen(self.as_ptr()) }
     }
 
@@ -251,13 +252,13 @@ impl File {
     pub fn sync(&self) -> Result {
         // Data and what is needed to find them again (fdatasync): the times of the inode are not.
         //
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         to_result(unsafe { raw::vfs_fsync(self.as_ptr(), 1) })
     }
 
     /// How parts of the file can be given up, if the file system does that.
     pub fn discard_limits(&self) -> Option<DiscardLimits> {
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         unsafe {
             raw::file_can_fallocate(self.as_ptr()).then(|| DiscardLimits {
                 granularity: raw::file_block_size(self.as_ptr()),
@@ -273,7 +274,7 @@ impl File {
     ///
     /// `EOPNOTSUPP` and others.
     pub fn punch_hole(&self, position: u64, len: u64) -> Result {
-        // SAFETY: The file is valid.
+        // SAFETY: By the type invariant the file is valid.
         to_result(unsafe {
             raw::vfs_fallocate(
                 self.as_ptr(),

@@ -15,10 +15,18 @@ use crate::{
     ring::MAX_RING_ORDER, //
 };
 
+/// A parameter, as it is now.
+macro_rules! read {
+    ($parameter:ident) => {
+        // SAFETY: A static of the module, of a type for which all bits that C writes are valid. It is one word
+        // of the machine or less, and read once: whoever writes to it meanwhile makes it the old or the new value.
+        unsafe { (&raw const raw::$parameter).read_volatile() }
+    };
+}
+
 /// Most queues that a frontend may use for one disk, at least 1 (`max_queues`).
 pub fn max_queues() -> u32 {
-    // SAFETY: A static of the module, read once.
-    match unsafe { (&raw const raw::xbr_max_queues).read_volatile() } {
+    match read!(xbr_max_queues) {
         // SAFETY: May be called in any context.
         0 => unsafe { raw::num_online_cpus() },
         max => max,
@@ -28,36 +36,31 @@ pub fn max_queues() -> u32 {
 /// Largest order of the number of a ring's pages that a frontend may use, at most
 /// [`MAX_RING_ORDER`] (`max_ring_page_order`).
 pub fn max_ring_page_order() -> u32 {
-    // SAFETY: A static of the module, read once.
-    unsafe { (&raw const raw::xbr_max_ring_page_order).read_volatile() }.min(MAX_RING_ORDER)
+    read!(xbr_max_ring_page_order).min(MAX_RING_ORDER)
 }
 
 /// Are persistent grants offered to frontends that connect (`feature_persistent`)?
 pub fn feature_persistent() -> bool {
-    // SAFETY: A static of the module, read once.
-    unsafe { (&raw const raw::xbr_feature_persistent).read_volatile() }
+    read!(xbr_feature_persistent)
 }
 
 /// Most free pages that a ring keeps to map grants into (`max_buffer_pages`).
 #[inline]
 pub(crate) fn max_buffer_pages() -> usize {
-    // SAFETY: A static of the module, read once.
-    unsafe { (&raw const raw::xbr_max_buffer_pages).read_volatile() as usize }
+    read!(xbr_max_buffer_pages) as usize
 }
 
 /// Most persistent grants that a ring keeps mapped (`max_persistent_grants`).
 #[inline]
 pub(crate) fn max_persistent_grants() -> usize {
-    // SAFETY: A static of the module, read once.
-    unsafe { (&raw const raw::xbr_max_persistent_grants).read_volatile() as usize }
+    read!(xbr_max_persistent_grants) as usize
 }
 
 /// Time after which an unused persistent grant is returned (`persistent_grant_unused_seconds`).
 /// `None` means never. At most a day, so that no timer overflows.
 #[inline]
 pub fn persistent_grant_unused() -> Option<Jiffies> {
-    // SAFETY: A static of the module, read once.
-    match unsafe { (&raw const raw::xbr_persistent_grant_unused_seconds).read_volatile() } {
+    match read!(xbr_persistent_grant_unused_seconds) {
         0 => None,
         seconds => Some(msecs_to_jiffies(seconds.min(86_400).wrapping_mul(1000))),
     }
@@ -66,12 +69,10 @@ pub fn persistent_grant_unused() -> Option<Jiffies> {
 /// Is a busy frontend told of several answers at a time (`moderate_events`)?
 #[inline]
 pub fn moderate_events() -> bool {
-    // SAFETY: A static of the module, read once.
-    unsafe { (&raw const raw::xbr_moderate_events).read_volatile() }
+    read!(xbr_moderate_events)
 }
 
 /// Is the stock script to make a loop device of a file, as a handle of it (`keep_script`)?
 pub fn keep_script() -> bool {
-    // SAFETY: A static of the module, read once.
-    unsafe { (&raw const raw::xbr_keep_script).read_volatile() }
+    read!(xbr_keep_script)
 }

@@ -155,8 +155,13 @@ impl BlockDevice {
     /// Submits a read or write of all the request's data at `sector` (of 512 bytes). Task context,
     /// may sleep.
     ///
-    /// A request that does not keep this device open ([`Owner::device`]) is done with `EBADF`.
+    /// A request that does not keep this device open ([`Owner::device`]) is done with `EBADF`, one without data
+    /// with `EINVAL`.
     pub fn submit<T: Owner>(&self, io: Mapped<T>, sector: u64) {
+        if io.bytes() == 0 {
+            // Drivers of devices expect something to do.
+            return io.done(Err(EINVAL));
+        }
         let op = match io.0.direction() {
             Direction::Read => raw::REQ_OP_READ,
             // As O_DIRECT writes: somebody waits for it, and it is not alone.

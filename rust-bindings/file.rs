@@ -205,15 +205,10 @@ impl File {
             ))?
         };
         // SAFETY: By the type invariant the file is valid.
-        let (magic, can_direct) = unsafe {
-            (
-                raw::file_fs_magic(self.as_ptr()),
-                (*self.as_ptr()).f_mode & raw::FMODE_CAN_ODIRECT != 0,
-            )
-        };
+        let magic = unsafe { raw::file_fs_magic(self.as_ptr()) };
         Ok(if magic as u64 == raw::TMPFS_MAGIC {
             DirectIo::InMemory
-        } else if !can_direct {
+        } else if !self.can_direct() {
             DirectIo::Unsupported
         } else if stat.result_mask & raw::STATX_DIOALIGN == 0 {
             // Network file systems that say nothing do it, mostly for any alignment; if not for
@@ -230,6 +225,12 @@ impl File {
                 offset: stat.dio_offset_align,
             }
         })
+    }
+
+    /// Can the file system be asked for direct I/O?
+    fn can_direct(&self) -> bool {
+        // SAFETY: By the type invariant the file is valid.
+        unsafe { (*self.as_ptr()).f_mode & raw::FMODE_CAN_ODIRECT != 0 }
     }
 
     /// Can the file system be asked not to wait?
@@ -338,6 +339,8 @@ impl File {
             }
             (*ptr).refs.store(2, Relaxed);
             match direction {
+                // The file system is not asked: it may have no function for it.
+                _ if mode.direct && !self.can_direct() => -(raw::EINVAL as isize),
                 Direction::Read => raw::vfs_iocb_iter_read(self.as_ptr(), iocb, iter),
                 Direction::Write => raw::vfs_iocb_iter_write(self.as_ptr(), iocb, iter),
             }

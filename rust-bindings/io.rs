@@ -438,7 +438,8 @@ state! {
     ///
     /// # Invariants
     ///
-    /// All slots are mapped, and each vector lies within the page of the slot. Nothing is joined to it.
+    /// All slots are mapped, and each vector is whole sectors within the page of the slot, not none. Nothing is
+    /// joined to it.
     Mapped, |inner| T::complete(Done::with(inner, Err(EIO)))
 }
 
@@ -490,15 +491,17 @@ impl<T: Owner> Builder<'_, T> {
         self.grants.copy(gref, pairs, copier)
     }
 
-    /// Adds a piece of guest memory: grant reference, offset and length in bytes. May sleep.
+    /// Adds a piece of guest memory: grant reference, offset and length in bytes, both of them multiples of
+    /// a sector's. May sleep.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if a page cannot be had, `EINVAL` if the piece does not lie within a page, or if there
-    /// is no room.
+    /// `ENOMEM` if a page cannot be had, `EINVAL` if the piece is not one or more whole sectors within a page, or
+    /// if there is no room.
     pub fn add(&mut self, gref: u32, offset: u32, len: u32) -> Result {
         let end = offset.checked_add(len).ok_or(EINVAL)?;
-        if end > blkif::abi::PAGE_SIZE {
+        let whole = (offset | len) & blkif::abi::SECTOR_SIZE.wrapping_sub(1) == 0;
+        if end > blkif::abi::PAGE_SIZE || len == 0 || !whole {
             return Err(EINVAL);
         }
         let index = usize::from(self.inner.count);

@@ -5,6 +5,7 @@ CHECKS at the end lists them in the order in which they run.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -22,6 +23,8 @@ UNSAFE_DIR = "rust-bindings"
 # What reaches the kernel's devices from user space, in a test program; and what libFuzzer calls.
 UNSAFE_FILES = ("tests/frontend/src/sys.rs", "tests/fuzz/src/libfuzzer.rs")
 BLKIF = TOP / "blkback/blkif"
+MISUSE = TOP / "tests/misuse/misuse.rs"
+MARK = re.compile(r"//~ (E\d+)$")
 # Attributes that would turn off what makes people justify unsafe code.
 SILENCED = re.compile(r"\b(?:allow|expect)\s*\([^)]*?\b(undocumented_unsafe_blocks|missing_safety_doc|unsafe_op_in_unsafe_fn)\b")
 
@@ -66,6 +69,47 @@ def panic_gate(to: module.Target) -> None:
              for line in to.read(["nm", "-A", "-u", *map(str, objects)]).splitlines() if PANIC.search(line)]
     if found:
         raise Fail(_list(found))
+
+
+def misuse(to: module.Target) -> None:
+    """What the types of rust-bindings/ must not allow does not compile: each line marked so in tests/misuse/ gets its error."""
+    module.build(to)
+    directory = BUILD / "misuse"
+    directory.mkdir(exist_ok=True)
+    text = MISUSE.read_text()
+    wanted = {(number, mark[1]) for number, line in enumerate(text.split("\n"), 1) if (mark := MARK.search(line))}
+    for name, source, errors in (("marked", text, wanted), ("rest", re.sub(rf"^.*{MARK.pattern}", "", text, flags=re.M), set())):
+        file = directory / f"{name}.rs"
+        file.write_text(source)
+        messages = list(_compile(to, file))
+        found = {(line, code) for line, code, _ in messages}
+        if found != errors:
+            raise Fail(_list([f"{rel(MISUSE)}:{line}: {code} is wanted, and not there" for line, code in sorted(errors - found)] +
+                             [f"{rel(MISUSE)}:{line}: {code}: {message}" for line, code, message in messages
+                              if (line, code) not in errors]))
+
+
+def _compile(to: module.Target, file: Path) -> Iterator[tuple[int, str, str]]:
+    """Compiles a file as one beside the driver's crate, with the same command: yields (line, number, message) of each error."""
+    output = to.output()
+    saved = re.search(r"^savedcmd\S* := (.*?)(?:;|$)", (output / "blkback/.blkback.o.cmd").read_text(), re.M)
+    if not saved:
+        raise Fail(f"kbuild has left no command for blkback.o in {rel(output)}")
+    command = re.sub(r"--emit=\S+|--out-dir \S+|\S+/blkback\.rs", "", saved[1])
+    command += f" --crate-name misuse -L blkback/blkif --emit=metadata={file.with_suffix('.rmeta')} --error-format=json {file}"
+    argv, env = ["sh", "-c", command], {"RUSTC_BOOTSTRAP": "1"}
+    if to.on_host:
+        done = subprocess.run(argv, cwd=output, env=os.environ | env, text=True, capture_output=True)
+    else:
+        done = buildroot.run(argv, cwd=output, env=env, binds=[to.tree], capture=True, check=False)
+    errors = 0
+    for message in (json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")):
+        if message.get("level", "").startswith("error") and message["spans"]:
+            errors += 1
+            line = next(span["line_start"] for span in message["spans"] if span["is_primary"])
+            yield line, (message["code"] or {}).get("code", "error"), message["message"]
+    if bool(errors) != bool(done.returncode):
+        raise Fail(f"the compiler ended with {done.returncode} and said:\n{done.stderr}")
 
 
 def unsafe_code(to: module.Target | None = None) -> None:
@@ -233,7 +277,7 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 # These run while the kernel's tree is being prepared.
 WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, uninstall, cargo, ring_frontend, fuzzing]
-CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, clippy]
+CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, misuse, clippy]
 
 
 def _list(found: list[str]) -> str:

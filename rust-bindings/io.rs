@@ -400,6 +400,7 @@ macro_rules! state {
 
             #[expect(private_interfaces)]
             #[cold]
+            #[inline(never)]
             fn dropped(inner: KBox<Inner<T>>) {
                 say_dropped();
                 $dropped(inner);

@@ -103,6 +103,7 @@ impl<S: State> Default for List<S> {
 impl<S: State> List<S> {
     /// What a drop does when it should not be necessary: each request says so.
     #[cold]
+    #[inline(never)]
     fn drop_all(&mut self) {
         while self.pop().is_some() {}
     }

@@ -199,8 +199,7 @@ impl Medium {
                         medium.note_buffered(disk);
                         true
                     }
-                    (Action::Write, Way::Direct) => !medium.nowait || medium.file.is_frozen(),
-                    (Action::Read, Way::Direct) => !medium.nowait,
+                    (Action::Read | Action::Write, Way::Direct) => !medium.nowait,
                 };
                 match waiting {
                     _ if wait => io.defer(blocking),

@@ -239,12 +239,6 @@ impl File {
         unsafe { (*self.as_ptr()).f_mode & raw::FMODE_NOWAIT != 0 }
     }
 
-    /// Is the file system frozen, so that a write would wait for it to be thawed? Any context.
-    pub fn is_frozen(&self) -> bool {
-        // SAFETY: By the type invariant the file is valid.
-        unsafe { raw::file_fs_frozen(self.as_ptr()) }
-    }
-
     /// Makes everything written to the file durable. May sleep.
     ///
     /// # Errors
@@ -342,6 +336,10 @@ impl File {
                 // The file system is not asked: it may have no function for it.
                 _ if mode.direct && !self.can_direct() => -(raw::EINVAL as isize),
                 Direction::Read => raw::vfs_iocb_iter_read(self.as_ptr(), iocb, iter),
+                // `IOCB_NOWAIT` alone does not keep the C function from waiting for a frozen file system.
+                Direction::Write if mode.nowait => {
+                    raw::vfs_iocb_iter_write_nowait(self.as_ptr(), iocb, iter)
+                }
                 Direction::Write => raw::vfs_iocb_iter_write(self.as_ptr(), iocb, iter),
             }
         };

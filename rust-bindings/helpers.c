@@ -11,6 +11,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/fs_struct.h>
+#include <linux/fsnotify.h>
 #include <linux/hrtimer.h>
 #include <linux/irqreturn.h>
 #include <linux/llist.h>
@@ -352,10 +353,33 @@ __rust_helper const char *rust_helper_file_fs_name(struct file *file)
 	return file_inode(file)->i_sb->s_type->name;
 }
 
-/* Would a write have to wait because the file system is frozen? */
-__rust_helper bool rust_helper_file_fs_frozen(struct file *file)
+/*
+ * Not in C: vfs_iocb_iter_write() of at least one byte to a regular file, which does not wait
+ * for a file system that is frozen to be thawed.
+ */
+__rust_helper ssize_t rust_helper_vfs_iocb_iter_write_nowait(struct file *file, struct kiocb *iocb,
+							     struct iov_iter *iter)
 {
-	return READ_ONCE(file_inode(file)->i_sb->s_writers.frozen) != SB_UNFROZEN;
+	struct super_block *sb = file_inode(file)->i_sb;
+	ssize_t ret;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EBADF;
+	if (!(file->f_mode & FMODE_CAN_WRITE) || !file->f_op->write_iter)
+		return -EINVAL;
+	ret = rw_verify_area(WRITE, file, &iocb->ki_pos, iov_iter_count(iter));
+	if (ret < 0)
+		return ret;
+	if (!sb_start_write_trylock(sb))
+		return -EAGAIN;
+	/* For lockdep, as in kiocb_start_write(): whoever completes it lets go */
+	__sb_writers_release(sb, SB_FREEZE_WRITE);
+	ret = file->f_op->write_iter(iocb, iter);
+	if (ret != -EIOCBQUEUED)
+		kiocb_end_write(iocb);
+	if (ret > 0)
+		fsnotify_modify(file);
+	return ret;
 }
 
 /* Identity of a file for as long as it is open */

@@ -21,6 +21,7 @@ mod connection;
 mod debug;
 mod driver;
 mod gate;
+mod guest;
 mod handover;
 mod medium;
 mod request;

@@ -33,6 +33,7 @@ use xen_bindings::{
 };
 
 use crate::{
+    guest::Guests,
     handover::FilesInUse,
     stats,
     vbd::Vbd, //
@@ -52,6 +53,8 @@ pub(crate) struct Context {
     /// Files that disks are on.
     #[pin]
     pub(crate) files: FilesInUse,
+    /// Guests that have disks.
+    pub(crate) guests: Arc<Guests>,
     /// Of all disks' files for administrators.
     pub(crate) debugfs: Dir,
     /// Disks that there are, those whose driver has been unbound included.
@@ -114,6 +117,7 @@ impl kernel::InPlaceModule for Module {
                 try_pin_init!(Context {
                     control: OwnedQueue::new(c"xen-blkback", 0)?,
                     files <- FilesInUse::new(),
+                    guests: Guests::new()?,
                     debugfs: Dir::new(<Driver as xenbus::Driver>::NAME),
                     disks: Atomic::new(0),
                 }),

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 use blkif::{
+    abi::PAGE_SIZE,
     moderation::Hold,
     Abi,
     BackRing,
@@ -55,7 +56,10 @@ use xen_bindings::{
         EventChannel, //
     },
     grant::Grants,
-    io::Done,
+    io::{
+        Done,
+        Staged, //
+    },
     list::{
         DoneList,
         List, //
@@ -96,6 +100,10 @@ mod intake;
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
 
+/// Pause before a request is tried again that waits for memory while nothing is in flight that could bring some,
+/// or for the pages that other guests, or whoever else maps pages, have mapped.
+const SHORTAGE_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(20);
+
 /// After so many rounds of taking and answering requests the worker looks at what else there is to do.
 const ROUNDS: u32 = 256;
 
@@ -127,6 +135,8 @@ pub(crate) struct Ring {
     reclaim: Atomic<bool>,
     /// No more requests are taken.
     stopping: Atomic<bool>,
+    /// The guest has room for it in its queue.
+    joined: Atomic<bool>,
     #[pin]
     drained: Completion,
     #[pin]
@@ -150,10 +160,15 @@ struct View {
     persistent: Atomic<u32>,
     /// Requests for which answers are held.
     target: Atomic<u32>,
-    starved: Atomic<bool>,
+    /// One of `WAITS_FOR_*`, or 0.
+    waits: Atomic<u32>,
     barrier: Atomic<bool>,
     broken: Atomic<bool>,
 }
+
+const WAITS_FOR_MEMORY: u32 = 1;
+const WAITS_FOR_MAPPINGS: u32 = 2;
+const WAITS_FOR_ROOM: u32 = 3;
 
 impl View {
     const fn new() -> Self {
@@ -162,7 +177,7 @@ impl View {
             in_flight: Atomic::new(0),
             persistent: Atomic::new(0),
             target: Atomic::new(0),
-            starved: Atomic::new(false),
+            waits: Atomic::new(0),
             barrier: Atomic::new(false),
             broken: Atomic::new(false),
         }
@@ -175,7 +190,13 @@ impl View {
         self.persistent
             .store(state.grants.persistent() as u32, Relaxed);
         self.target.store(state.moderation.target(), Relaxed);
-        self.starved.store(state.starved.is_some(), Relaxed);
+        let waits = match state.shortage {
+            Some(Shortage::Memory) => WAITS_FOR_MEMORY,
+            Some(Shortage::Mappings) => WAITS_FOR_MAPPINGS,
+            None if !state.no_room.is_empty() => WAITS_FOR_ROOM,
+            None => 0,
+        };
+        self.waits.store(waits, Relaxed);
         self.barrier.store(state.barrier.is_some(), Relaxed);
         self.broken.store(state.broken, Relaxed);
     }
@@ -202,8 +223,11 @@ struct State {
     copier: Option<Copier>,
     /// Where requests are copied to from the ring.
     slot: RawSlot,
-    /// A request taken from the ring that has to wait for pages.
+    /// A request taken from the ring that has to wait, as does a barrier in `barrier`, for this.
     starved: Option<RawSlot>,
+    shortage: Option<Shortage>,
+    /// Requests that Xen had no room to map.
+    no_room: List<Staged<Pending>>,
     /// A barrier taken from the ring that has to wait for all other requests of the disk.
     barrier: Option<RawSlot>,
     seen: Seen,
@@ -211,6 +235,14 @@ struct State {
     held: List<Done<Pending>>,
     /// The frontend has broken the ring; nothing more is taken from it.
     broken: bool,
+}
+
+/// What is missing for a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Shortage {
+    Memory,
+    /// The guest has too much mapped.
+    Mappings,
 }
 
 impl Ring {
@@ -229,13 +261,32 @@ impl Ring {
         memory: RingMemory,
         back: BackRing,
     ) -> Result<Arc<Self>> {
+        let pages = u32::try_from(memory.bytes().wrapping_div(PAGE_SIZE as usize))?;
+        let grants = Grants::new(
+            domid,
+            persistent,
+            pages,
+            stats.guest.share().clone(),
+            &name,
+            stats.log.clone(),
+        )
+        .inspect_err(|err| {
+            let share = stats.guest.share();
+            if *err == ENOSPC && stats.log.permits(&name) {
+                pr_warn!(
+                    "{}: the guest has {} pages mapped, too many for another ring\n",
+                    &*name,
+                    share.mapped(),
+                );
+            }
+        })?;
         let state = State {
             memory: Some(memory),
             channel: None,
             back,
             moderation: Moderation::new(),
             disk,
-            grants: Grants::new(domid, persistent, &name, stats.log.clone())?,
+            grants,
             unserved: true,
             giving_back: false,
             counts: Counts::default(),
@@ -243,12 +294,14 @@ impl Ring {
             copier: None,
             slot: RawSlot::new(),
             starved: None,
+            shortage: None,
+            no_room: List::new(),
             barrier: None,
             seen: Seen::new(),
             held: List::new(),
             broken: false,
         };
-        Arc::pin_init(
+        let ring = Arc::pin_init(
             pin_init!(Self {
                 blocking,
                 medium,
@@ -263,6 +316,7 @@ impl Ring {
                 idle: Atomic::new(false),
                 reclaim: Atomic::new(false),
                 stopping: Atomic::new(false),
+                joined: Atomic::new(false),
                 drained <- Completion::new(),
                 state <- new_mutex!(state),
                 view: View::new(),
@@ -271,7 +325,10 @@ impl Ring {
                 give_back <- new_delayed_work!("Ring::give_back"),
             }),
             GFP_KERNEL,
-        )
+        )?;
+        ring.stats.guest.join()?;
+        ring.joined.store(true, Relaxed);
+        Ok(ring)
     }
 
     pub(crate) fn name(&self) -> &CStr {
@@ -357,6 +414,9 @@ impl Ring {
         if let Some(thread) = self.thread.as_ref() {
             thread.stop();
         }
+        if self.joined.xchg(false, Relaxed) {
+            self.stats.guest.leave(self);
+        }
         let mut state = self.state.lock();
         state.memory = None;
         while !state.grants.give_back(0) {
@@ -378,7 +438,12 @@ impl Ring {
             view.in_flight.load(Relaxed),
             view.persistent.load(Relaxed),
             view.target.load(Relaxed),
-            note(view.starved.load(Relaxed), ", waits for memory"),
+            match view.waits.load(Relaxed) {
+                WAITS_FOR_MEMORY => ", waits for memory",
+                WAITS_FOR_MAPPINGS => ", waits as the guest has too much mapped",
+                WAITS_FOR_ROOM => ", waits as Xen has no room for mappings",
+                _ => "",
+            },
             note(view.barrier.load(Relaxed), ", waits for a barrier"),
             note(
                 view.broken.load(Relaxed),
@@ -422,6 +487,7 @@ impl Ring {
         let event = self.event.xchg(false, Full);
         let mut rounds = 0u32;
         let mut look_at_held = !state.held.is_empty();
+        self.map_again(&mut state);
         let mut hold;
         loop {
             let mut answered = self.answer(&mut state, look_at_held);
@@ -461,9 +527,10 @@ impl Ring {
             }
             self.busy.store(true, Relaxed);
         }
-        if self.gate.is_closed() || state.starved.is_some() || state.barrier.is_some() {
+        if self.gate.is_closed() || state.is_held_up() {
             // Not for want of requests.
             state.unserved = false;
+            self.stats.add(&mut state.counts);
         }
         if self.gate.is_closed() {
             if state.back.outstanding() == u32::from(state.barrier.is_some()) {
@@ -484,9 +551,18 @@ impl Ring {
             self.drained.complete_all();
         }
         self.view.update(&state);
-        let held = (!state.held.is_empty()).then_some(HELD_PAUSE.as_nanos().unsigned_abs());
+        let held = (!state.held.is_empty()).then_some(HELD_PAUSE);
+        let short = match state.shortage {
+            // What is in flight brings memory when it is done.
+            Some(Shortage::Memory) => state.back.outstanding() <= 1,
+            // The others in the queue are woken when it is their turn.
+            Some(Shortage::Mappings) => self.stats.guest.may_ask(self),
+            None => !state.no_room.is_empty(),
+        };
+        let [held, short] = [held, short.then_some(SHORTAGE_PAUSE)]
+            .map(|pause| pause.map(|pause| pause.as_nanos().unsigned_abs()));
         let hold = hold.map(|hold| hold.nanoseconds);
-        [hold, held].into_iter().flatten().min()
+        [hold, held, short].into_iter().flatten().min()
     }
 
     /// Is there something to do, as far as is known without asking for an event?
@@ -496,11 +572,15 @@ impl Ring {
             back,
             starved,
             barrier,
+            no_room,
             ..
         } = state
         else {
             return false;
         };
+        if !no_room.is_empty() {
+            return !self.done.is_empty();
+        }
         starved.is_some()
             || barrier.is_some()
             || !self.done.is_empty()
@@ -509,8 +589,14 @@ impl Ring {
 
     /// Returns memory and persistent grants that the ring can do without.
     fn keep_house(self: &Arc<Self>, state: &mut State) {
+        let waiting = u32::from(state.starved.is_some() || state.barrier.is_some());
+        let idle = state.back.outstanding() == waiting;
         let State { grants, spares, .. } = state;
         grants.purge();
+        if idle {
+            grants.settle(true);
+            self.stats.guest.wake_others(self);
+        }
         if self.reclaim.load(Relaxed) {
             self.reclaim.store(false, Relaxed);
             grants.give_back(0);
@@ -579,6 +665,8 @@ impl Ring {
             spares.put(finished.memory);
         });
         counts.pages(grants.take_ways());
+        grants.settle(self.stats.guest.has_waiting());
+        self.stats.guest.wake_others(self);
         // Requests that have come meanwhile are open, too. A broken ring is found when one is taken.
         let _ = back.has_requests(memory);
         if urgent
@@ -634,8 +722,7 @@ impl Ring {
     /// Could a request be taken, if there were one?
     fn listens(&self, state: &State) -> bool {
         !state.broken
-            && state.starved.is_none()
-            && state.barrier.is_none()
+            && !state.is_held_up()
             && state.channel.is_some()
             && !self.stopping.load(Relaxed)
             && !self.gate.is_closed()
@@ -658,6 +745,13 @@ impl Ring {
         // A broken ring is found, and reported, by the next attempt to take a request from it.
         back.final_check(memory, hold.map_or(1, |hold| hold.requests))
             .unwrap_or(true)
+    }
+}
+
+impl State {
+    /// Does a request that has been taken hold up those behind it?
+    fn is_held_up(&self) -> bool {
+        self.starved.is_some() || self.barrier.is_some() || !self.no_room.is_empty()
     }
 }
 

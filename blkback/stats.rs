@@ -33,6 +33,7 @@ use xen_bindings::{
 
 use crate::{
     driver::DeviceData,
+    guest::GuestOfDisk,
     request::{
         Action,
         Way, //
@@ -47,6 +48,8 @@ macro_rules! counters {
             pub(crate) latency: Latency,
             /// For log lines that the guest can cause.
             pub(crate) log: Arc<Limit>,
+            /// Whose disk it is.
+            pub(crate) guest: GuestOfDisk,
         }
 
         /// Numbers of a batch.
@@ -56,8 +59,9 @@ macro_rules! counters {
         }
 
         impl Stats {
-            pub(crate) fn new() -> Result<Self> {
+            pub(crate) fn new(guest: GuestOfDisk) -> Result<Self> {
                 Ok(Self {
+                    guest,
                     $($name: Atomic::new(0),)*
                     latency: Latency::new(),
                     log: Arc::new(Limit::default(), GFP_KERNEL)?,
@@ -112,6 +116,8 @@ counters! {
     mapped: c"pages_mapped",
     copied: c"pages_copied",
     persistent: c"pages_persistent",
+    /// Times that a request had to wait because too much of its guest, or of all guests, was mapped.
+    map_waits: c"map_waits",
     /// Events that told the frontend of answers.
     events: c"events_sent",
 }
@@ -224,6 +230,16 @@ pub(crate) const GROUPS: &[Group<DeviceData>] = &[
                     });
                     Ok(())
                 }),
+            },
+            Attribute {
+                name: c"guest_mapped",
+                show: |data| Value::Number(data.vbd().stats().guest.share().mapped().into()),
+                store: None,
+            },
+            Attribute {
+                name: c"guest_mapped_max",
+                show: |data| Value::Number(data.vbd().stats().guest.share().limit().into()),
+                store: None,
             },
         ],
     },

@@ -193,7 +193,8 @@ impl Vbd {
         frontend: &CStr,
     ) -> Result<Arc<Self>> {
         let frontend = CString::try_from(frontend)?;
-        let stats = Arc::new(Stats::new()?, GFP_KERNEL)?;
+        let guest = context.guests.of_disk(binding.device().otherend_id())?;
+        let stats = Arc::new(Stats::new(guest)?, GFP_KERNEL)?;
         let binding = binding.clone();
         let vbd = Arc::pin_init(
             pin_init!(Self {

@@ -49,7 +49,11 @@ use crate::{
         PagePool,
         Source, //
     },
-    raw, //
+    raw,
+    share::{
+        Credit,
+        Share, //
+    }, //
 };
 
 /// One granted page of a request.
@@ -70,6 +74,8 @@ pub(crate) struct Slot {
 enum Backing {
     /// Nothing; the page comes from the [`PagePool`].
     Nothing,
+    /// Nothing yet, as Xen had no room for another mapping; the page comes from the [`PagePool`].
+    NoRoom,
     /// The grant, mapped with this handle for this slot alone into a page of the [`PagePool`].
     Mapped(u32),
     /// The grant, which stays mapped in the page of a [`Mapping`]; the slot is one of its users.
@@ -91,8 +97,13 @@ impl Slot {
     pub(crate) fn is_ready(&self) -> bool {
         !matches!(
             self.backing,
-            Backing::Nothing | Backing::Own | Backing::Lost
+            Backing::Nothing | Backing::NoRoom | Backing::Own | Backing::Lost
         )
+    }
+
+    /// May mapping it be tried again?
+    pub(crate) fn has_no_room(&self) -> bool {
+        matches!(self.backing, Backing::NoRoom)
     }
 
     /// Something may be mapped into the page of a slot that nothing was mapped for.
@@ -120,7 +131,8 @@ pub struct Ways {
 /// # Invariants
 ///
 /// `maps`, `unmaps` and `copies` are empty between calls. During a call, their slots are those of requests
-/// that the call owns, each of them once. All slots of requests with the number `id` are of these grants.
+/// that the call owns, each of them once. All slots of requests with the number `id` are of these grants. `credit` has
+/// been spent for each page of the pool that is in use.
 pub struct Grants {
     /// No other grants, before or after, have the same number.
     id: u64,
@@ -136,6 +148,7 @@ pub struct Grants {
     /// None if it does.
     copies: Option<Copies>,
     ways: Ways,
+    credit: Credit,
     maps: Maps,
     unmaps: Unmaps,
 }
@@ -154,16 +167,24 @@ fn say_foreign() {
 }
 
 impl Grants {
-    /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`. `name` and
-    /// `log` are for log lines. May sleep.
+    /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`, for a ring of
+    /// so many pages. `share` is the guest's; `name` and `log` are for log lines. May sleep.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
-    pub fn new(domid: u16, persistent: bool, name: &CStr, log: Arc<Limit>) -> Result<Self> {
-        // INVARIANT: All is empty, and 64 bits do not overflow.
+    /// `ENOMEM`, or `ENOSPC` if the guest has too much mapped already.
+    pub fn new(
+        domid: u16,
+        persistent: bool,
+        ring_pages: u32,
+        share: Arc<Share>,
+        name: &CStr,
+        log: Arc<Limit>,
+    ) -> Result<Self> {
+        // INVARIANT: All is empty, no page is in use, and 64 bits do not overflow.
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
+            credit: Credit::new(share, ring_pages)?,
             domid,
             name: CString::try_from(name)?,
             log,
@@ -191,7 +212,7 @@ impl Grants {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
+    /// `ENOMEM`, or `ENOSPC` if the guest may not have more pages mapped now.
     #[inline]
     pub(crate) fn slot(&mut self, gref: u32, cheap: bool) -> Result<Slot> {
         if cheap {
@@ -216,6 +237,9 @@ impl Grants {
                 });
             }
         }
+        if !self.credit.spend() {
+            self.spend_unused()?;
+        }
         let page = match self.pool.get() {
             Ok(page) => page,
             Err(_) => self.page_of_unused()?,
@@ -234,7 +258,34 @@ impl Grants {
     #[cold]
     fn page_of_unused(&mut self) -> Result<NonNull<raw::page>> {
         self.evict(INLINE_SEGMENTS, jiffies() as u64);
-        self.pool.get()
+        let page = self.pool.get();
+        if page.is_err() {
+            self.credit.refund(1);
+        }
+        page
+    }
+
+    /// The same when no more pages may be mapped.
+    #[cold]
+    fn spend_unused(&mut self) -> Result {
+        self.evict(INLINE_SEGMENTS, jiffies() as u64);
+        self.credit.spend().then_some(()).ok_or(ENOSPC)
+    }
+
+    /// Whether the ring may ask for more of the guest's share than it has at hand, which is at least enough for
+    /// a request without indirect segments when it has none in flight.
+    #[inline]
+    pub fn set_may_ask(&mut self, may_ask: bool) {
+        self.credit.set_may_ask(may_ask);
+    }
+
+    /// Gives back what has been asked for of the guest's share and is not used, if that is much; all of it if
+    /// the ring is `idle`, or others wait for it.
+    #[inline]
+    pub fn settle(&mut self, idle: bool) {
+        let kept = self.persistent();
+        self.credit.count_kept(kept);
+        self.credit.settle(idle);
     }
 
     /// How pages were made ready since the last call.
@@ -284,10 +335,13 @@ impl Grants {
     /// Maps a grant for good, if it may stay, with the caller as its user.
     fn keep(&mut self, gref: u32) -> Option<(Index, NonNull<raw::page>)> {
         let kept = self.kept.as_mut()?;
-        if kept.is_full() {
+        if kept.is_full() || self.credit.keepable() == 0 || !self.credit.spend() {
             return None;
         }
-        let page = self.pool.get().ok()?;
+        let Ok(page) = self.pool.get() else {
+            self.credit.refund(1);
+            return None;
+        };
         // SAFETY: The page is from the pool.
         let handle = match unsafe { self.maps.one(gref, page) } {
             Ok(handle) => handle,
@@ -295,6 +349,7 @@ impl Grants {
                 if let Some(page) = page {
                     // SAFETY: It has not been mapped.
                     unsafe { self.pool.put(page) };
+                    self.credit.refund(1);
                 }
                 return None;
             }
@@ -304,19 +359,33 @@ impl Grants {
         if index.is_none() {
             // SAFETY: It was mapped just now, and no mapping has it.
             unsafe { self.unmaps.add(page, handle) };
-            self.unmaps.flush(&mut self.pool, &self.name);
+            self.flush_unmaps();
         }
         index.map(|index| (index, page))
+    }
+
+    /// Has Xen do what is in the batch of grants to be unmapped.
+    #[inline]
+    fn flush_unmaps(&mut self) {
+        let unmapped = self.unmaps.flush(&mut self.pool, &self.name);
+        self.credit.refund(unmapped);
     }
 
     /// Takes back a slot that nothing has been mapped for. May sleep.
     pub(crate) fn put_back(&mut self, slot: Slot) {
         let Self {
-            pool, kept, copies, ..
+            pool,
+            kept,
+            copies,
+            credit,
+            ..
         } = self;
         match slot.backing {
-            // SAFETY: By the slot's invariant.
-            Backing::Nothing => unsafe { pool.put(slot.page) },
+            Backing::Nothing | Backing::NoRoom => {
+                // SAFETY: By the slot's invariant.
+                unsafe { pool.put(slot.page) };
+                credit.refund(1);
+            }
             Backing::Kept(index) => {
                 if let Some(kept) = kept {
                     kept.release(index);
@@ -334,12 +403,14 @@ impl Grants {
 
     /// Makes the pages of all requests in `staged` ready, by mapping their grants or, for a write, copying
     /// them, and hands each request to `then`: ready, or, if that could not be done for one of its
-    /// grants, done with an error. May sleep.
+    /// grants, done with an error. One for which Xen has no room goes to `no_room`, to be given to this
+    /// function again later; it has nothing mapped then but persistent grants. May sleep.
     ///
     /// Requests of other [`Grants`] are done with `EINVAL`; their own can still take their pages back.
     pub fn map<T: Owner>(
         &mut self,
         staged: &mut List<Staged<T>>,
+        no_room: &mut List<Staged<T>>,
         mut then: impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
     ) {
         // Requests all of whose operations are in the batch, or have been done.
@@ -355,7 +426,7 @@ impl Grants {
             let readonly = direction == Direction::Write && self.kept.is_none();
             for (slot, vec) in request.pieces_mut() {
                 let map = match slot.backing {
-                    Backing::Nothing => true,
+                    Backing::Nothing | Backing::NoRoom => true,
                     Backing::Own if direction == Direction::Write => false,
                     Backing::Own => {
                         // What the device reads is going to be copied.
@@ -366,9 +437,7 @@ impl Grants {
                 };
                 if self.maps.is_full() || self.copies.as_ref().is_some_and(Copies::is_full) {
                     self.map_batch();
-                    while let Some(request) = whole.pop() {
-                        then(Staged::mapped(request));
-                    }
+                    self.sort(&mut whole, no_room, &mut then);
                 }
                 // There is room in either batch.
                 //
@@ -395,15 +464,56 @@ impl Grants {
             }
             if whole.is_empty() && self.maps.is_empty() && self.no_copies() {
                 // It waits for nothing.
-                then(request.mapped());
+                match request.mapped() {
+                    Ok(mapped) => then(Ok(mapped)),
+                    Err(request) => self.not_mapped(request, no_room, &mut then),
+                }
             } else {
                 whole.push(request);
             }
         }
         self.map_batch();
+        self.sort(&mut whole, no_room, &mut then);
+    }
+
+    /// Hands requests on for which [`Grants::map`] has done all it could.
+    #[inline]
+    fn sort<T: Owner>(
+        &mut self,
+        whole: &mut List<Staged<T>>,
+        no_room: &mut List<Staged<T>>,
+        then: &mut impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
+    ) {
         while let Some(request) = whole.pop() {
-            then(Staged::mapped(request));
+            match request.mapped() {
+                Ok(mapped) => then(Ok(mapped)),
+                Err(request) => self.not_mapped(request, no_room, then),
+            }
         }
+    }
+
+    /// A request that is not mapped wholly: it fails, or waits for room.
+    #[cold]
+    fn not_mapped<T: Owner>(
+        &mut self,
+        mut request: Staged<T>,
+        no_room: &mut List<Staged<T>>,
+        then: &mut impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
+    ) {
+        if !request.waits_for_room() {
+            return then(Err(request.failed(EFAULT)));
+        }
+        // What it has is what others wait for.
+        for (slot, _) in request.pieces_mut() {
+            if let Backing::Mapped(handle) = slot.backing {
+                // SAFETY: By the slot's invariant; the request is not in flight.
+                if unsafe { self.unmaps.one(slot.page, handle) } {
+                    // INVARIANT: The page was unmapped just now.
+                    slot.backing = Backing::NoRoom;
+                }
+            }
+        }
+        no_room.push(request);
     }
 
     /// Has Xen do what is in the batches of [`Grants::map`].
@@ -426,6 +536,7 @@ impl Grants {
                 }
             });
         }
+        let mut keepable = self.kept.as_ref().map_or(0, |_| self.credit.keepable());
         self.maps.flush(|slot, result| {
             // SAFETY: By the type invariant the slot is valid, and nobody else looks at it now.
             let slot = unsafe { slot.as_mut() };
@@ -437,8 +548,20 @@ impl Grants {
                     // mapping, and the slot is its user.
                     slot.backing = kept
                         .as_mut()
+                        .filter(|_| keepable > 0)
                         .and_then(|kept| kept.insert(slot.gref, Mapping { page, handle }))
                         .map_or(Backing::Mapped(handle), Backing::Kept);
+                    keepable = keepable.saturating_sub(1);
+                }
+                Err(status) if is_no_room(status) => {
+                    // INVARIANT: The page stays what it is.
+                    slot.backing = Backing::NoRoom;
+                    if self.log.permits(&self.name) {
+                        pr_warn!(
+                            "{}: Xen has no room for another mapping, requests wait (gnttab_max_maptrack_frames)\n",
+                            &*self.name
+                        );
+                    }
                 }
                 Err(status) if self.log.permits(&self.name) => pr_warn!(
                     "{}: grant {} of a request cannot be mapped (grant table error {})\n",
@@ -449,6 +572,8 @@ impl Grants {
                 Err(_) => {}
             }
         });
+        let kept = self.persistent();
+        self.credit.count_kept(kept);
     }
 
     /// Takes the slots of the requests in `done` back, copies to the guest what has been read for it,
@@ -516,8 +641,11 @@ impl Grants {
                             kept.release(index);
                         }
                     }
-                    // SAFETY: By the slot's invariant.
-                    Backing::Nothing => unsafe { self.pool.put(slot.page) },
+                    Backing::Nothing | Backing::NoRoom => {
+                        // SAFETY: By the slot's invariant.
+                        unsafe { self.pool.put(slot.page) };
+                        self.credit.refund(1);
+                    }
                     // These are given back when the batch is done.
                     Backing::Own | Backing::Copied => {}
                     Backing::Lost => {}
@@ -546,7 +674,7 @@ impl Grants {
         whole: &mut List<Done<T>>,
         then: &mut impl FnMut(Finished<T>),
     ) {
-        self.unmaps.flush(&mut self.pool, &self.name);
+        self.flush_unmaps();
         if let Some(copies) = &mut self.copies {
             copies.flush(|slot, result| {
                 if let Err(status) = result {
@@ -591,17 +719,18 @@ impl Grants {
     /// Returns up to `count` persistent grants that nobody has used since `until`, the least
     /// recently used first.
     fn evict(&mut self, mut count: usize, until: u64) {
-        let Some(kept) = &mut self.kept else {
-            return;
-        };
-        while let Some(mapping) = kept.take_unused(&mut count, until) {
+        while let Some(mapping) = self
+            .kept
+            .as_mut()
+            .and_then(|kept| kept.take_unused(&mut count, until))
+        {
             if self.unmaps.is_full() {
-                self.unmaps.flush(&mut self.pool, &self.name);
+                self.flush_unmaps();
             }
             // SAFETY: By the invariant of the mapping, which is no longer kept.
             unsafe { self.unmaps.add(mapping.page, mapping.handle) };
         }
-        self.unmaps.flush(&mut self.pool, &self.name);
+        self.flush_unmaps();
     }
 
     /// Returns some persistent grants if there are more than the parameter `max_persistent_grants`
@@ -653,4 +782,10 @@ impl Drop for Grants {
             );
         }
     }
+}
+
+/// Does the grant table's error say that Xen has no room for another mapping of this domain? Which of the two
+/// it is depends on its version.
+fn is_no_room(status: i16) -> bool {
+    i32::from(status) == raw::GNTST_no_device_space || i32::from(status) == raw::GNTST_no_space
 }

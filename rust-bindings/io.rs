@@ -591,19 +591,25 @@ impl<T: Owner> Staged<T> {
         self.0.grants == grants
     }
 
-    /// Ends it without having mapped anything.
-    pub(crate) fn failed(self, err: Error) -> Done<T> {
-        Done::with(self.into_inner(), Err(err))
-    }
-
-    /// The next state, which depends on whether all slots have been mapped.
-    pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Done<T>> {
+    /// The next state, if all slots have been mapped.
+    pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Self> {
         if self.0.slots().iter().all(Slot::is_ready) {
             // INVARIANT: Just checked; `add` has checked the vectors.
             Ok(Mapped::from_inner(self.into_inner()))
         } else {
-            Err(self.failed(EFAULT))
+            Err(self)
         }
+    }
+
+    /// Are there slots that could not be mapped for want of room, and no others?
+    pub(crate) fn waits_for_room(&self) -> bool {
+        let mut slots = self.0.slots().iter();
+        slots.all(|slot| slot.is_ready() || slot.has_no_room())
+    }
+
+    /// Ends it without I/O.
+    pub(crate) fn failed(self, err: Error) -> Done<T> {
+        Done::with(self.into_inner(), Err(err))
     }
 }
 

@@ -220,12 +220,14 @@ impl Unmaps {
         let _ = self.pages.push_within_capacity(page.as_ptr());
     }
 
-    /// Has all operations done, and gives the pages to `pool`; `name` is for log lines. May sleep.
+    /// Has all operations done, and gives the pages to `pool`; `name` is for log lines. How many pages are not
+    /// mapped any more. May sleep.
     #[inline]
-    pub(crate) fn flush(&mut self, pool: &mut PagePool, name: &CStr) {
+    pub(crate) fn flush(&mut self, pool: &mut PagePool, name: &CStr) -> u32 {
         if self.ops.is_empty() {
-            return;
+            return 0;
         }
+        let mut unmapped = 0u32;
         // SAFETY: Both arrays have `len` elements; the pages are mapped by the handles.
         let ret = unsafe {
             raw::gnttab_unmap_refs(
@@ -241,7 +243,8 @@ impl Unmaps {
                 //
                 // SAFETY: By the guarantee of `add`; the page has just been unmapped.
                 Some(page) if ret == 0 && op.status == raw::GNTST_okay as i16 => unsafe {
-                    pool.put(page)
+                    pool.put(page);
+                    unmapped = unmapped.wrapping_add(1);
                 },
                 // The page may still show the guest's memory; it can never be used again.
                 _ => pr_err!(
@@ -252,5 +255,24 @@ impl Unmaps {
         }
         self.ops.clear();
         self.pages.clear();
+        unmapped
+    }
+
+    /// Unmaps a single grant; the page stays the caller's. Whether that could be done. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// A grant is mapped with this handle into `page`, which is of a [`PagePool`], and nobody uses it.
+    pub(crate) unsafe fn one(&self, page: NonNull<raw::page>, handle: u32) -> bool {
+        let mut op: raw::gnttab_unmap_grant_ref = pin_init::zeroed();
+        let mut pages = [page.as_ptr()];
+        // SAFETY: The operation may be written; there is one of each, and the page is mapped by the handle.
+        let ret = unsafe {
+            raw::gnttab_set_unmap_op(&mut op, page.as_ptr(), raw::GNTMAP_HOST_MAP, handle);
+            // Not what a mapping that was never undone would have.
+            op.status = raw::GNTST_general_error as i16;
+            raw::gnttab_unmap_refs(&mut op, core::ptr::null_mut(), pages.as_mut_ptr(), 1)
+        };
+        ret == 0 && op.status == raw::GNTST_okay as i16
     }
 }

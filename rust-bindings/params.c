@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Parameters of the module, with the names, meanings and defaults of xen-blkback's (but for
- * the last two, which that does not have). They are here because the kernel's Rust parameters do
+ * the last four, which that does not have). They are here because the kernel's Rust parameters do
  * not appear in sysfs.
  */
 #include <linux/moduleparam.h>
@@ -35,6 +35,14 @@ module_param_named(persistent_grant_unused_seconds,
 		   xbr_persistent_grant_unused_seconds, uint, 0644);
 MODULE_PARM_DESC(persistent_grant_unused_seconds,
 		 "Time in seconds after which an unused persistent grant is returned; 0 means never");
+
+unsigned int xbr_max_mapped_pages = 229376;
+module_param_named(max_mapped_pages, xbr_max_mapped_pages, uint, 0644);
+MODULE_PARM_DESC(max_mapped_pages, "Most pages of all guests that are mapped at a time");
+
+unsigned int xbr_max_guest_mapped_pages = 32768;
+module_param_named(max_guest_mapped_pages, xbr_max_guest_mapped_pages, uint, 0644);
+MODULE_PARM_DESC(max_guest_mapped_pages, "Most pages of one guest that are mapped at a time");
 
 bool xbr_moderate_events = true;
 module_param_named(moderate_events, xbr_moderate_events, bool, 0644);

@@ -10,6 +10,8 @@ extern bool xbr_feature_persistent;
 extern unsigned int xbr_max_buffer_pages;
 extern unsigned int xbr_max_persistent_grants;
 extern unsigned int xbr_persistent_grant_unused_seconds;
+extern unsigned int xbr_max_mapped_pages;
+extern unsigned int xbr_max_guest_mapped_pages;
 extern bool xbr_moderate_events;
 extern bool xbr_keep_script;
 

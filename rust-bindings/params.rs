@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's parameters: names, meanings and defaults of xen-blkback's, and two more.
+//! The module's parameters: names, meanings and defaults of xen-blkback's, and four more.
 //!
 //! They are declared in `params.c`, appear in `/sys/module/xen_blkback_rs/parameters/`, and can be
 //! changed there while they are read here.
 
+use blkif::share::{
+    Limits,
+    SMALLEST, //
+};
 use kernel::time::{
     msecs_to_jiffies,
     Jiffies, //
@@ -54,6 +58,20 @@ pub(crate) fn max_buffer_pages() -> usize {
 #[inline]
 pub(crate) fn max_persistent_grants() -> usize {
     read!(xbr_max_persistent_grants) as usize
+}
+
+/// Most pages that are mapped, of all guests and of one (`max_mapped_pages`, `max_guest_mapped_pages`).
+#[inline]
+pub(crate) fn limits() -> Limits {
+    // SAFETY: Statics of the module, each read once.
+    unsafe {
+        Limits {
+            all: (&raw const raw::xbr_max_mapped_pages)
+                .read_volatile()
+                .max(SMALLEST),
+            guest: (&raw const raw::xbr_max_guest_mapped_pages).read_volatile(),
+        }
+    }
 }
 
 /// Time after which an unused persistent grant is returned (`persistent_grant_unused_seconds`).

@@ -10,7 +10,7 @@
 //!   workqueues, clocks, rate-limited messages, the module's parameters.
 //! - [`sysfs`], [`trace`]: what can be seen of a device and of requests.
 //! - [`xenbus`], [`xenstore`], [`evtchn`], [`ring`]: Xen.
-//! - [`pool`], [`map`], [`copy`], [`persistent`], and above them [`grant`]: a guest's pages.
+//! - [`pool`], [`map`], [`copy`], [`persistent`], [`share`], and above them [`grant`]: a guest's pages.
 //! - [`io`], [`list`], [`joined`], [`memory`]: a request from the grant references to the finished I/O
 //!   and the states that it goes through, lists of requests, several as one I/O, memory for the next.
 //! - [`bdev`], [`file`](mod@file): where a request's I/O goes.
@@ -40,6 +40,7 @@ pub mod params;
 mod persistent;
 mod pool;
 pub mod ring;
+pub mod share;
 pub mod sysfs;
 pub mod thread;
 pub mod trace;

@@ -166,6 +166,7 @@ pub mod request;
 pub mod response;
 pub mod ring;
 pub mod segment;
+pub mod share;
 
 pub use crate::{
     abi::{

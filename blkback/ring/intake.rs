@@ -37,6 +37,7 @@ use xen_bindings::{
 
 use super::{
     Ring,
+    Shortage,
     State, //
 };
 use crate::{
@@ -76,6 +77,9 @@ impl From<Reject> for Unstaged {
 impl Ring {
     /// Takes requests from the ring and submits them. Whether there were any.
     pub(super) fn take(self: &Arc<Self>, state: &mut State) -> bool {
+        if !state.no_room.is_empty() {
+            return false;
+        }
         let stopping = self.stopping.load(Relaxed);
         // One that is closed from here on waits for what is taken now.
         let closed = self.gate.is_closed();
@@ -93,17 +97,21 @@ impl Ring {
             barrier,
             broken,
             counts,
+            shortage,
             ..
         } = state
         else {
             return false;
         };
+        grants.set_may_ask(self.stats.guest.may_ask(self));
         // A disk can grow and shrink at any time.
         disk.sectors = self.medium.sectors();
         let mut staged = List::new();
         let mut taken = 0;
         let mut rejected = false;
         let mut count = 0u32;
+        // What `starved` or `barrier` had to wait for when it was tried last.
+        let mut before = *shortage;
         let now = clock::nanoseconds();
         while taken < BATCH {
             // The gate is closed for this request.
@@ -141,8 +149,6 @@ impl Ring {
                     }
                 }
             };
-            // Besides this one.
-            let idle = back.outstanding() <= 1;
             let parsed = blkif::parse(back.abi(), slot, disk);
             let response = match &parsed {
                 Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
@@ -153,13 +159,44 @@ impl Ring {
                     Ok(request) => {
                         staged.push(request);
                         count = count.wrapping_add(1);
+                        if shortage.take().is_some() {
+                            self.stats.guest.got(self);
+                        }
+                        before = None;
                         continue;
                     }
-                    Err(Unstaged::Failed(err)) if err == ENOMEM && !idle && !stopping => {
-                        // A request in flight brings memory and pages when it is done.
-                        *starved = Some(*slot);
-                        counts.starved = counts.starved.wrapping_add(1);
-                        break;
+                    Err(Unstaged::Failed(err)) if err == ENOMEM || err == ENOSPC => {
+                        // A request in flight brings what is missing when it is done; without one it is tried
+                        // again after a while. The gate stays closed for a barrier.
+                        if alone {
+                            *barrier = Some(*slot);
+                            taken = 0;
+                        } else {
+                            *starved = Some(*slot);
+                        }
+                        let missing = if err == ENOMEM {
+                            Shortage::Memory
+                        } else {
+                            Shortage::Mappings
+                        };
+                        *shortage = Some(missing);
+                        // What it could get is not to be kept from others.
+                        grants.settle(true);
+                        self.stats.guest.wake_others(self);
+                        if before == Some(missing) {
+                            break;
+                        }
+                        if missing == Shortage::Memory {
+                            counts.starved = counts.starved.wrapping_add(1);
+                            self.stats.guest.got(self);
+                            break;
+                        }
+                        counts.map_waits = counts.map_waits.wrapping_add(1);
+                        self.stats.guest.wait(self);
+                        grants.set_may_ask(self.stats.guest.may_ask(self));
+                        // What was given back before we were in the queue has woken nobody.
+                        before = Some(missing);
+                        continue;
                     }
                     Err(Unstaged::Failed(err)) => {
                         let pending = Pending::new(self.clone(), parsed, now).0;
@@ -172,15 +209,36 @@ impl Ring {
                 // Also one that has waited, if the disk has become smaller.
                 Err(reject) => self.refuse(reject, counts),
             };
+            if shortage.take().is_some() {
+                self.stats.guest.got(self);
+            }
             back.put_response(memory, response);
             rejected = true;
             if alone {
                 self.gate.open();
             }
         }
+        moderation.taken(taken, now);
+        self.submit(state, &mut staged, count);
+        if rejected {
+            self.publish(state);
+            self.stats.add(&mut state.counts);
+        }
+        taken > 0
+    }
+
+    /// Maps and submits `count` requests, at least as many as there are in `staged`.
+    #[inline]
+    fn submit(self: &Arc<Self>, state: &mut State, staged: &mut List<Staged<Pending>>, count: u32) {
+        let State {
+            grants,
+            no_room,
+            counts,
+            ..
+        } = state;
         let mut submit = || {
             let mut waiting = None;
-            grants.map(&mut staged, |request| match request {
+            grants.map(staged, no_room, |request| match request {
                 Ok(mapped) => {
                     mapped.data().trace_start(self, mapped.bytes());
                     let waiting = (count > 1).then_some(&mut waiting);
@@ -194,17 +252,22 @@ impl Ring {
             });
             self.medium.finish(waiting);
         };
-        moderation.taken(taken, now);
         match count {
             0 => {}
             1 => submit(),
             _ => bdev::plugged(submit),
         }
-        if rejected {
-            self.publish(state);
-            self.stats.add(&mut state.counts);
+        if !no_room.is_empty() {
+            counts.map_waits = counts.map_waits.wrapping_add(1);
         }
-        taken > 0
+    }
+
+    /// Tries once more to map requests that Xen had no room for.
+    pub(super) fn map_again(self: &Arc<Self>, state: &mut State) {
+        if !state.no_room.is_empty() {
+            let mut staged = core::mem::take(&mut state.no_room);
+            self.submit(state, &mut staged, BATCH);
+        }
     }
 
     /// The answer to a request that is against the rules.

@@ -88,9 +88,10 @@ class Runner:
     """
 
     def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int | None,
-                 loops: float, long: bool) -> None:
+                 loops: float, long: bool, xen: str) -> None:
         self.image = image.ensure(kver)
         self.kver, self.backend, self.verbose, self.loops, self.long = kver, backend, verbose, loops, long
+        self.xen = xen
         self.files = [*module_files(kver, backend), *frontend_files()]
         times = read_json(TIMES).get(backend, {})
         self.jobs = [Job(test, kind) for test in tests for kind in ((0,) if cpus else test.processors or (0,))]
@@ -147,7 +148,7 @@ class Runner:
             if not machine or machine.cpus != cpus:
                 if machine:
                     machine.kill()
-                machine, up = Machine(self.image, self.files, cpus=cpus), False
+                machine, up = Machine(self.image, self.files, cpus=cpus, xen=self.xen), False
                 self.machines.append(machine)
             start = time.monotonic()
             outcome = Outcome(test.name, cpus, "fail")
@@ -259,6 +260,7 @@ def main() -> int:
     parser.add_argument("--backend", choices=BACKENDS, default="rs")
     parser.add_argument("--jobs", type=positive, default=2, help="machines at a time")
     parser.add_argument("--cpus", type=positive, help="processors of each machine, and of dom0 in it (default: one and two in turn)")
+    parser.add_argument("--xen", default="", metavar="OPTIONS", help="more options for Xen's command line")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
     parser.add_argument("--repeat", type=positive, default=1, help="run each test so often")
@@ -296,7 +298,7 @@ def main() -> int:
     start = time.monotonic()
     with lock("nested tests"):  # two runs at a time would only run into each other's time limits
         runner = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
-                        options.loops, options.long)
+                        options.loops, options.long, options.xen)
         outcomes = runner.run()
     if options.json:
         write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})

@@ -193,6 +193,9 @@ pub struct Load {
     /// Requests in flight on each ring
     #[arg(long, default_value_t = 1)]
     pub depth: u32,
+    /// Only so many requests of each ring have pages of their own, the others use the same ones
+    #[arg(long, default_value_t = u32::MAX, hide_default_value = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub own_pages: u32,
     /// Size of a request in KiB
     #[arg(long, value_name = "KIB", default_value_t = 4)]
     pub size: u32,

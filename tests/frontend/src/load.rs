@@ -29,6 +29,8 @@ const FAILED_AT_MOST: usize = 64;
 #[derive(Clone, Copy)]
 struct Plan {
     depth: usize,
+    /// Requests of a ring that have pages of their own.
+    own_pages: usize,
     /// Sectors of a request.
     sectors: u64,
     /// Requests that fit into the area.
@@ -151,6 +153,7 @@ fn plan(device: &Device, options: &Load, timeout: Duration) -> Result<Plan> {
     }
     Ok(Plan {
         depth: options.depth as usize,
+        own_pages: options.own_pages.min(options.depth) as usize,
         sectors,
         places: area / sectors,
         reads: options.reads.into(),
@@ -174,21 +177,29 @@ struct Requests {
 impl Requests {
     fn new(domain: u16, plan: Plan) -> Result<Requests> {
         let per_request = plan.sectors.div_ceil(8) as usize;
-        let mut pages = Pages::grant(domain, plan.depth * per_request, true)?;
+        let mut pages = Pages::grant(domain, plan.own_pages * per_request, true)?;
         let mut data = [0; SECTOR];
-        for sector in 0..plan.depth * per_request * 8 {
+        for sector in 0..plan.own_pages * per_request * 8 {
             fill_sector(&mut data, plan.seed, sector as u64, 1);
             pages.write(sector * SECTOR, &data);
         }
         let indirect = per_request > MAX_SEGMENTS;
         let count = if indirect {
-            plan.depth * MAX_INDIRECT_PAGES
+            plan.own_pages * MAX_INDIRECT_PAGES
         } else {
             1
         };
         let mut descriptors = Pages::grant(domain, count, true)?;
         let templates = (0..plan.depth)
-            .map(|slot| template(slot, plan, &pages, &mut descriptors, indirect))
+            .map(|slot| {
+                template(
+                    slot % plan.own_pages,
+                    plan,
+                    &pages,
+                    &mut descriptors,
+                    indirect,
+                )
+            })
             .collect();
         Ok(Requests {
             templates,

@@ -14,6 +14,7 @@ use kernel::prelude::*;
 use crate::{
     grant::Slot,
     io::Direction,
+    mem,
     pool::{
         PagePool,
         Source, //
@@ -50,7 +51,7 @@ impl Copier {
     ///
     /// `ENOMEM`.
     pub fn new() -> Result<Self> {
-        let mut page = KBox::<CopiedPage>::new_uninit(GFP_KERNEL | __GFP_NOWARN)?;
+        let mut page = mem::try_box::<CopiedPage>()?;
         // SAFETY: The memory is ours, and zeroes are valid for an array of integers.
         let page = unsafe {
             page.as_mut_ptr().write_bytes(0, 1);

@@ -19,6 +19,7 @@
 #include <linux/namei.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/slab.h>
 #include <linux/workqueue.h>
 #include <xen/grant_table.h>
 #include <xen/page.h>
@@ -206,9 +207,15 @@ __rust_helper void rust_helper_gnttab_set_copy_to(struct gnttab_copy *op, domid_
 	};
 }
 
-__rust_helper struct page *rust_helper_alloc_page_zeroed(void)
+/* Not in C. Both give up soon: who calls them can do without */
+__rust_helper struct page *rust_helper_try_alloc_page_zeroed(void)
 {
-	return alloc_page(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
+	return alloc_page(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY);
+}
+
+__rust_helper void *rust_helper_try_kmalloc(size_t size)
+{
+	return kmalloc(size, GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY);
 }
 
 __rust_helper void rust_helper_put_page(struct page *page)

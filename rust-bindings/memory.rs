@@ -7,12 +7,15 @@
 use core::mem::MaybeUninit;
 use kernel::prelude::*;
 
-use crate::io::{
-    Inner,
-    Owner,
-    Segments,
-    INLINE_SEGMENTS,
-    MAX_SEGMENTS, //
+use crate::{
+    io::{
+        Inner,
+        Owner,
+        Segments,
+        INLINE_SEGMENTS,
+        MAX_SEGMENTS, //
+    },
+    mem, //
 };
 
 /// Memory for a request, without one.
@@ -29,7 +32,7 @@ impl<T: Owner> Memory<T> {
     /// scope that forbids it.
     fn new(segments: usize) -> Result<Self> {
         let mut memory = Self {
-            inner: KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?,
+            inner: mem::try_box()?,
             large: None,
         };
         memory.grow(segments)?;
@@ -39,7 +42,7 @@ impl<T: Owner> Memory<T> {
     /// Makes room for so many segments.
     fn grow(&mut self, segments: usize) -> Result {
         if segments > INLINE_SEGMENTS && self.large.is_none() {
-            self.large = Some(KBox::new_uninit(GFP_KERNEL | __GFP_NOWARN)?);
+            self.large = Some(mem::try_box()?);
         }
         Ok(())
     }
@@ -69,7 +72,11 @@ impl<T: Owner> Spares<T> {
             small: KVec::with_capacity(1, GFP_KERNEL)?,
             large: KVec::new(),
         };
-        spares.put(Memory::new(0)?);
+        spares.put(Memory {
+            // Without this one there is no ring.
+            inner: KBox::new_uninit(GFP_KERNEL)?,
+            large: None,
+        });
         Ok(spares)
     }
 
@@ -120,7 +127,7 @@ impl<T: Owner> Spares<T> {
         }
         if len == to.capacity() {
             // If this fails, there is no room.
-            let _ = to.reserve(len.max(4), GFP_KERNEL | __GFP_NOWARN);
+            let _ = mem::try_reserve(to, len.max(4));
         }
         to.push_within_capacity(memory).err().map(|err| err.0)
     }

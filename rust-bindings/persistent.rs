@@ -21,6 +21,7 @@ use kernel::{
 
 use crate::{
     clock::jiffies,
+    mem,
     params,
     pool::is_referenced,
     raw, //
@@ -96,7 +97,7 @@ impl Kept {
             let room = self.len().saturating_mul(2).max(FIRST_ROOM);
             let room = room.min(params::max_persistent_grants());
             // If this fails, the grant is not kept.
-            if let Ok(mut entries) = KVec::with_capacity(room, GFP_KERNEL | __GFP_NOWARN) {
+            if let Ok(mut entries) = mem::try_vec(room) {
                 for _ in 0..room {
                     let _ = entries.push_within_capacity(Entry::free());
                 }

@@ -12,6 +12,7 @@ use kernel::{
 };
 
 use crate::{
+    mem,
     params,
     raw, //
 };
@@ -38,7 +39,7 @@ impl Source {
                 page
             }
             // SAFETY: May be called in this context.
-            Source::Memory => unsafe { raw::alloc_page_zeroed() },
+            Source::Memory => unsafe { raw::try_alloc_page_zeroed() },
         };
         NonNull::new(page).ok_or(ENOMEM)
     }
@@ -120,7 +121,7 @@ impl PagePool {
             (len < self.reserve.into() || len < params::max_buffer_pages()) && !is_referenced(page);
         if keep && len == self.pages.capacity() {
             // If this fails there is no room, and the page is freed.
-            let _ = self.pages.reserve(len.max(8), GFP_KERNEL | __GFP_NOWARN);
+            let _ = mem::try_reserve(&mut self.pages, len.max(8));
         }
         if !keep || self.pages.push_within_capacity(page).is_err() {
             // SAFETY: By the caller's guarantee.
@@ -138,7 +139,7 @@ impl PagePool {
     pub(crate) fn trim(&mut self) {
         self.shrink(self.reserve.into());
         // If this fails, the vector stays as long as it is.
-        if let Ok(mut pages) = KVec::with_capacity(self.reserve.into(), GFP_KERNEL | __GFP_NOWARN) {
+        if let Ok(mut pages) = mem::try_vec(self.reserve.into()) {
             while let Some(page) = self.pages.pop() {
                 let _ = pages.push_within_capacity(page);
             }

@@ -42,7 +42,6 @@ use kernel::{
     },
     time::msecs_to_jiffies,
     workqueue::{
-        self,
         DelayedWork,
         WorkItem, //
     },
@@ -74,6 +73,7 @@ use xen_bindings::{
         Worker, //
     },
     work::{
+        self,
         cancel_delayed_work,
         OwnedQueue, //
     },
@@ -616,8 +616,7 @@ impl Ring {
             if (grants.has_spare() || spares.has_spare()) && !self.stopping.load(Relaxed) {
                 state.giving_back = true;
                 // Not the disk's queue, in which all may wait for the storage.
-                let _ = workqueue::system_unbound()
-                    .enqueue_delayed::<Arc<Self>, 0>(self.clone(), unused);
+                let _ = work::shared().enqueue_delayed::<Arc<Self>, 0>(self.clone(), unused);
             }
         }
     }

@@ -105,6 +105,12 @@ where
     queue.enqueue_delayed(item, delay)
 }
 
+/// The kernel's queue for what is not bound to a processor. All of the kernel uses it: its items must not wait.
+pub fn shared() -> &'static workqueue::Queue {
+    // SAFETY: A queue of the kernel that is always there, once it has been set up at boot.
+    unsafe { workqueue::Queue::from_raw(raw::system_dfl_wq) }
+}
+
 /// Takes a delayed work item back that waits for its time, and waits until it has finished if it
 /// runs. It must not be queued again meanwhile. May sleep.
 ///

@@ -104,6 +104,11 @@ const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
 /// or for the pages that other guests, or whoever else maps pages, have mapped.
 const SHORTAGE_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(20);
 
+/// When memory is short, what has not been used for so long is given back, in milliseconds, at most once in this
+/// time. The xenbus asks at each pass of the kernel's reclaim, as long as that goes on; what is in use
+/// would have to be mapped and allocated again at once.
+const RECLAIM_PAUSE: u32 = 1000;
+
 /// After so many rounds of taking and answering requests the worker looks at what else there is to do.
 const ROUNDS: u32 = 256;
 
@@ -133,6 +138,8 @@ pub(crate) struct Ring {
     /// Memory that has not been used for a while, or all that is not in use, is to be given back.
     idle: Atomic<bool>,
     reclaim: Atomic<bool>,
+    /// When that was last asked for ([`clock::nanoseconds`]).
+    reclaimed: Atomic<u64>,
     /// No more requests are taken.
     stopping: Atomic<bool>,
     /// The guest has room for it in its queue.
@@ -217,6 +224,8 @@ struct State {
     unserved: bool,
     /// `give_back` waits for its time.
     giving_back: bool,
+    /// Memory was short: what is in use now is to be given back at the next look, unless it is used again.
+    reclaiming: bool,
     counts: Counts,
     spares: Spares<Pending>,
     /// Made when the first indirect request arrives.
@@ -289,6 +298,7 @@ impl Ring {
             grants,
             unserved: true,
             giving_back: false,
+            reclaiming: false,
             counts: Counts::default(),
             spares: Spares::new()?,
             copier: None,
@@ -315,6 +325,7 @@ impl Ring {
                 event: Atomic::new(false),
                 idle: Atomic::new(false),
                 reclaim: Atomic::new(false),
+                reclaimed: Atomic::new(0),
                 stopping: Atomic::new(false),
                 joined: Atomic::new(false),
                 drained <- Completion::new(),
@@ -455,8 +466,13 @@ impl Ring {
 
     /// Memory is short: has the ring return what it does not use. Any context.
     pub(crate) fn reclaim(self: &Arc<Self>) {
-        self.reclaim.store(true, Relaxed);
-        self.schedule();
+        let now = clock::nanoseconds();
+        let since = now.saturating_sub(self.reclaimed.load(Relaxed));
+        if since >= u64::from(RECLAIM_PAUSE).wrapping_mul(1_000_000) {
+            self.reclaimed.store(now, Relaxed);
+            self.reclaim.store(true, Relaxed);
+            self.schedule();
+        }
     }
 
     /// Has the worker run, once it has been prepared. Any context.
@@ -599,13 +615,19 @@ impl Ring {
         }
         if self.reclaim.load(Relaxed) {
             self.reclaim.store(false, Relaxed);
-            grants.give_back(0);
+            grants.give_back(msecs_to_jiffies(RECLAIM_PAUSE));
             spares.trim();
+            state.reclaiming = true;
         }
-        let unused = params::persistent_grant_unused();
+        let unused = if state.reclaiming {
+            Some(msecs_to_jiffies(RECLAIM_PAUSE))
+        } else {
+            params::persistent_grant_unused()
+        };
         if self.idle.load(Relaxed) {
             self.idle.store(false, Relaxed);
             state.giving_back = false;
+            state.reclaiming = false;
             if let Some(unused) = unused {
                 grants.give_back(unused);
                 spares.trim();

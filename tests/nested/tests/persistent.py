@@ -2,8 +2,9 @@
 
 import os
 
-from lib.basics import check, equal, log, sh, wait_for
+from lib.basics import check, equal, log, read, sh, wait_for
 from lib.env import Env
+from lib.guest import Guest
 from lib.leaks import mapped
 
 BACKENDS = ("rs", "loop")
@@ -13,6 +14,26 @@ PROCESSORS = (1, 2)
 MOST = 64
 LOAD = "fio --name=l --filename=/dev/xvda --rw=randrw --bs=64k --iodepth=16 --ioengine=libaio --direct=1 --size=16m --verify=crc32c --minimal >/tmp/fio"
 FEW = 12  # ring, console, xenstore and what else there is
+
+
+def in_use(env: Env, guest: Guest) -> None:
+    """Memory is short again and again while grants are in use: they stay, since they would have to be mapped anew at once."""
+    statistics = guest.statistics("xvda")
+    guest.sh("(while ! [ -e /tmp/stop ]; do dd if=/dev/xvda of=/dev/null bs=64k count=64 iflag=direct; done) >/dev/null 2>&1 &")
+
+    def count(name: str) -> int:
+        return int(read(f"{statistics}/{name}"))
+
+    used = count("pages_persistent")
+    wait_for(lambda: count("pages_persistent") > used + 1000, 30, "grants to be used")
+    before, used = count("pages_mapped"), count("pages_persistent")
+    for _ in range(15):
+        sh("echo 2 >/proc/sys/vm/drop_caches")
+    more, used = count("pages_mapped") - before, count("pages_persistent") - used
+    log(f"memory short 15 times: {more} pages mapped anew, {used} were mapped already")
+    # 16 pages are in use at a time.
+    check(more < 4 * 16 and used > more, f"{more} pages were mapped anew, {used} were mapped already")
+    guest.sh("touch /tmp/stop; while pidof dd; do sleep 0.1; done; rm /tmp/stop")
 
 
 def run(env: Env) -> None:
@@ -39,6 +60,8 @@ def run(env: Env) -> None:
     log(f"with at most 1000: {more}")
     check(more > most, f"only {more} grants are mapped, allowed are 1000")
 
+    if env.backend == "rs":
+        in_use(env, guest)
     sh("echo 2 >/proc/sys/vm/drop_caches")  # asks all shrinkers
     if env.backend == "rs":  # the in-tree driver gives only its free pages back
         wait_for(lambda: kept() <= FEW, 20, f"persistent grants to be returned under memory pressure ({kept()} mapped)")

@@ -9,6 +9,7 @@
 #include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/file.h>
+#include <linux/freezer.h>
 #include <linux/fs.h>
 #include <linux/fs_struct.h>
 #include <linux/fsnotify.h>
@@ -46,7 +47,7 @@ __rust_helper void rust_helper_memalloc_noio_restore(unsigned int flags)
 /* Not named as in C, where the state is an argument of a macro. */
 __rust_helper void rust_helper_set_current_state_idle(void)
 {
-	set_current_state(TASK_IDLE);
+	set_current_state(TASK_IDLE | TASK_FREEZABLE);
 }
 
 __rust_helper void rust_helper_set_current_state_running(void)
@@ -60,6 +61,16 @@ __rust_helper bool rust_helper_schedule_for(u64 nanoseconds)
 	ktime_t time = ns_to_ktime(nanoseconds);
 
 	return !schedule_hrtimeout_range(&time, nanoseconds >> 3, HRTIMER_MODE_REL);
+}
+
+__rust_helper bool rust_helper_set_freezable(void)
+{
+	return set_freezable();
+}
+
+__rust_helper bool rust_helper_try_to_freeze(void)
+{
+	return try_to_freeze();
 }
 
 __rust_helper void rust_helper_cond_resched(void)

@@ -77,7 +77,7 @@ impl Wanted {
 }
 
 /// A thread, of an object that it holds a reference to. It lives until [`Thread::stop`], which a
-/// module must not forget.
+/// module must not forget. It is frozen while the system is suspended, as other tasks are.
 ///
 /// # Invariants
 ///
@@ -164,10 +164,16 @@ impl<T: Worker> Thread<T> {
     unsafe extern "C" fn run(worker: *mut c_void) -> kernel::ffi::c_int {
         // SAFETY: `Self::new` left the reference to us.
         let worker = unsafe { Arc::<T>::from_foreign(worker.cast()) };
+        // SAFETY: We are in a thread of our own, which holds no lock.
+        unsafe { raw::set_freezable() };
         mem::with_noio(|| {
             let mut patience = None;
             while Self::wait(worker.wanted(), patience) {
                 patience = T::work(&worker);
+                // One that sleeps is frozen as it is.
+                //
+                // SAFETY: As above.
+                unsafe { raw::try_to_freeze() };
             }
         });
         0

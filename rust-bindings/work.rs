@@ -21,8 +21,9 @@ use kernel::{
 use crate::raw;
 
 /// An unbound workqueue that makes progress under memory pressure (`WQ_UNBOUND`,
-/// `WQ_MEM_RECLAIM`). Dropping it waits for all queued items; must not happen in one of them, which
-/// would wait for itself. Items whose time has not come are not waited for; they keep the workqueue by
+/// `WQ_MEM_RECLAIM`). It is not frozen when the system is suspended: an item that waits for storage, or for a
+/// frozen file system, would make that fail. Dropping it waits for all queued items; must not happen in one of them,
+/// which would wait for itself. Items whose time has not come are not waited for; they keep the workqueue by
 /// themselves ([`enqueue_delayed`]).
 ///
 /// # Invariants

@@ -1,0 +1,33 @@
+"""Dom0 is suspended: nothing is taken from a guest meanwhile, and everything goes on afterwards."""
+
+import re
+
+from lib.basics import check, log, read, sh
+from lib.env import Env
+
+BACKENDS = ("rs",)
+TIMEOUT = 150
+ESTIMATE = 30
+TRACING = "/sys/kernel/tracing"
+DELAY = 2  # seconds that a trial of suspending waits when all tasks are frozen
+
+
+def run(env: Env) -> None:
+    guest = env.guest(env.disk(env.file("ext4", "disk", 8 << 20), "xvda"), env.disk(env.device(8), "xvdb"))
+    for vdev in ("xvda", "xvdb"):
+        guest.keep_reading(vdev)
+    # Only as far as the freezing of tasks.
+    delay = "/sys/module/suspend/parameters/pm_test_delay"
+    env.at_end(f"echo none >/sys/power/pm_test; echo {read(delay)} >{delay}; echo 0 >{TRACING}/events/xen_blkback_rs/enable; echo >{TRACING}/trace")
+    sh(f"mountpoint -q {TRACING} || mount -t tracefs tracefs {TRACING}; echo >{TRACING}/trace; echo {DELAY} >{delay}; "
+       f"echo freezer >/sys/power/pm_test; echo 1 >{TRACING}/events/xen_blkback_rs/enable; echo freeze >/sys/power/state; "
+       f"sleep 1; echo 0 >{TRACING}/events/xen_blkback_rs/enable")
+    trace = read(f"{TRACING}/trace")
+    for device in (51712, 51728):
+        times = [float(time) for time in re.findall(rf"(\d+\.\d+): xen_blkback_rs_start: backend/vbd/\d+/{device} ", trace)]
+        check(len(times) > 10, f"no requests traced: {trace[-1000:]}")
+        pause = max(after - before for before, after in zip(times, times[1:]))
+        log(f"{device}: {len(times)} requests, the longest pause is {pause:.2f} s")
+        check(pause > DELAY * 0.9, f"requests were taken while dom0's tasks were frozen: the longest pause is {pause:.2f} s")
+    guest.sh("for d in xvda xvdb; do dd if=/dev/zero of=/dev/$d bs=64k count=8 oflag=direct conv=notrunc,fsync; done")
+    guest.shutdown()

@@ -16,11 +16,22 @@ use blkif::{
 };
 use kernel::{
     fmt,
+    new_mutex,
     prelude::*,
     str::CString,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 use xen_bindings::{
@@ -36,7 +47,9 @@ use xen_bindings::{
     io::{
         DiscardLimits,
         Joined,
-        Mapped, //
+        Mapped,
+        Owner,
+        Retry, //
     },
     mem,
     work::OwnedQueue, //
@@ -50,6 +63,9 @@ use crate::{
         Way, //
     },
 };
+
+/// Pause between looks whether direct I/O has ended.
+const SETTLE_PAUSE: Delta = Delta::from_millis(1);
 
 /// What holds the data of a disk.
 pub(crate) enum Medium {
@@ -68,6 +84,14 @@ pub(crate) struct FileMedium {
     path: CString,
     direct: DirectIo,
     nowait: bool,
+    /// Not all that a guest may ask for can be done directly.
+    coarse: bool,
+    /// Of a coarse one: all goes through the page cache, and how many direct I/Os are in flight.
+    all_buffered: Atomic<bool>,
+    in_flight: Atomic<u32>,
+    /// The last of these has ended.
+    settled: Atomic<bool>,
+    settling: Pin<KBox<Mutex<()>>>,
     /// Buffered I/O has been mentioned in the log.
     noted: Atomic<bool>,
     _claim: Claim,
@@ -277,7 +301,9 @@ impl Medium {
                         } else {
                             ", submitted by a workqueue"
                         },
-                        if medium.noted.load(Relaxed) {
+                        if medium.all_buffered.load(Relaxed) {
+                            "; all buffered, since the guest writes less than that"
+                        } else if medium.noted.load(Relaxed) {
                             "; buffered where the guest's requests are not"
                         } else {
                             ""
@@ -298,6 +324,13 @@ impl Medium {
         match self {
             Self::File(medium) => Some(&medium.path),
             Self::Block(_) | Self::Empty => None,
+        }
+    }
+
+    /// Direct I/O has ended that was counted. Any context.
+    pub(crate) fn direct_io_ended(&self) {
+        if let Self::File(medium) = self {
+            medium.in_flight.fetch_sub(1, Full);
         }
     }
 
@@ -339,6 +372,10 @@ impl FileMedium {
                 file.fs_name(),
             ),
         }
+        let coarse = match direct {
+            DirectIo::Aligned { memory, offset } => memory.max(offset) > SECTOR_SIZE,
+            DirectIo::Unsupported | DirectIo::InMemory => false,
+        };
         if file.size() % u64::from(SECTOR_SIZE) != 0 {
             pr_warn!(
                 "{}: file {}: its last {} bytes are no whole sector and cannot be accessed\n",
@@ -352,6 +389,11 @@ impl FileMedium {
             path,
             direct,
             nowait,
+            coarse,
+            all_buffered: Atomic::new(false),
+            in_flight: Atomic::new(0),
+            settled: Atomic::new(false),
+            settling: KBox::pin_init(new_mutex!(()), GFP_KERNEL)?,
             noted: Atomic::new(false),
             _claim: claim,
         })
@@ -363,7 +405,9 @@ impl FileMedium {
             return Way::Buffered;
         };
         let mask = u64::from(offset).wrapping_sub(1);
-        if (Self::position(io.data()) | u64::from(io.bytes())) & mask == 0
+        if self.all_buffered.load(Relaxed) {
+            Way::Buffered
+        } else if (Self::position(io.data()) | u64::from(io.bytes())) & mask == 0
             && io.memory_aligned(memory)
         {
             Way::Direct
@@ -401,8 +445,52 @@ impl FileMedium {
         *waiting = Some(io.into());
     }
 
+    /// Before direct I/O on a coarse file: whether it may be done. If so it is counted until it has ended.
+    fn begin_direct_io(&self) -> bool {
+        // Fully ordered against the load, as is the store in `settle` against its look at the count.
+        self.in_flight.fetch_add(1, Full);
+        let permitted = !self.all_buffered.load(Relaxed);
+        if !permitted {
+            self.in_flight.fetch_sub(1, Full);
+        }
+        permitted
+    }
+
+    /// Before the first buffered write to a coarse file: has all that comes go through the page cache, and waits
+    /// for what does not. The cache has pieces of memory (folios) that are larger than what is written:
+    /// after a direct write beside a buffered one it could not forget what it has of the place, would go on showing that,
+    /// and give the guest's next flush an error. May sleep.
+    fn settle(&self, disk: &CStr) {
+        if self.settled.load(Acquire) {
+            return;
+        }
+        let _one = self.settling.lock();
+        if self.settled.load(Acquire) {
+            return;
+        }
+        self.all_buffered.xchg(true, Full);
+        while self.in_flight.load(Acquire) != 0 {
+            fsleep(SETTLE_PAUSE);
+        }
+        // What there is in the cache was read by others, before what has been written directly.
+        if let Err(err) = self.file.drop_page_cache() {
+            pr_warn!(
+                "{}: file {}: emptying the page cache: {:?}\n",
+                disk,
+                &*self.path,
+                err
+            );
+        }
+        pr_info!(
+            "{}: file {}: using buffered I/O only, since the guest writes less than direct I/O can\n",
+            disk,
+            &*self.path,
+        );
+        self.settled.store(true, Release);
+    }
+
     /// Reads or writes. Task context; may sleep unless `nowait`.
-    fn transfer(&self, io: Joined<Pending>, nowait: bool) {
+    fn transfer(&self, mut io: Joined<Pending>, nowait: bool) {
         // A file that has been truncated must not grow again by what a guest writes.
         if Self::end(&io) > self.file.size() {
             if io.is_joined() {
@@ -410,6 +498,20 @@ impl FileMedium {
                 return io.part(|io| self.transfer(io.into(), nowait));
             }
             return io.part(|io| io.done(Err(EIO)));
+        }
+        if self.coarse {
+            if io.data().way == Way::Direct {
+                if self.begin_direct_io() {
+                    io.data_mut().counted = true;
+                } else if nowait {
+                    return Pending::retry(io, Retry::NotDirect);
+                } else {
+                    io.data_mut().way = Way::Buffered;
+                }
+            }
+            if io.data().way == Way::Buffered && io.data().action != Action::Read {
+                self.settle(io.data().disk());
+            }
         }
         let mode = Mode {
             direct: io.data().way == Way::Direct,

@@ -86,6 +86,8 @@ pub(crate) struct Pending {
     /// First sector (of 512 bytes) of the data.
     pub(crate) sector: u64,
     pub(crate) way: Way,
+    /// It is one of the medium's direct I/Os in flight that are counted.
+    pub(crate) counted: bool,
     /// A flush that comes before the data is done.
     pub(crate) flushed: bool,
     /// When it was taken from the ring ([`clock::nanoseconds`]).
@@ -130,11 +132,17 @@ impl Pending {
                 action,
                 sector,
                 way: Way::Direct,
+                counted: false,
                 flushed: false,
                 taken,
             },
             pieces,
         )
+    }
+
+    /// Its disk, for log lines.
+    pub(crate) fn disk(&self) -> &CStr {
+        self.ring.as_ref().map_or(c"", |ring| ring.name())
     }
 
     /// Tells whoever traces that the request, of so many bytes, has been taken.
@@ -215,6 +223,9 @@ impl Owner for Pending {
         let _guard = rcu::read_lock();
         // The request may be answered and gone as soon as it is in the list.
         if let Some(ring) = done.data_mut().ring.take() {
+            if done.data().counted {
+                ring.medium().direct_io_ended();
+            }
             ring.completed(done);
             // What it takes to drop a ring, which never happens here, stays out of each completion.
             if let Some(ring) = Arc::into_unique_or_drop(ring) {
@@ -227,6 +238,9 @@ impl Owner for Pending {
         // As above.
         let _guard = rcu::read_lock();
         if let Some(ring) = io.data().ring.clone() {
+            if core::mem::take(&mut io.data_mut().counted) {
+                ring.medium().direct_io_ended();
+            }
             if why == Retry::NotDirect {
                 io.data_mut().way = Way::Buffered;
                 ring.medium().note_buffered(ring.name());

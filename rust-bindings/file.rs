@@ -251,6 +251,16 @@ impl File {
         to_result(unsafe { raw::vfs_fsync(self.as_ptr(), 1) })
     }
 
+    /// Writes out what the page cache has of the file, and has it forget that. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` and others, `EBUSY` if somebody uses it at the same time.
+    pub fn drop_page_cache(&self) -> Result {
+        // SAFETY: The file is valid.
+        to_result(unsafe { raw::file_drop_cache(self.as_ptr()) })
+    }
+
     /// How parts of the file can be given up, if the file system does that.
     pub fn discard_limits(&self) -> Option<DiscardLimits> {
         // SAFETY: By the type invariant the file is valid.

@@ -18,6 +18,7 @@
 #include <linux/llist.h>
 #include <linux/mm.h>
 #include <linux/namei.h>
+#include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -375,8 +376,8 @@ __rust_helper const char *rust_helper_file_fs_name(struct file *file)
  * Not in C: vfs_iocb_iter_write() of at least one byte to a regular file, which does not wait
  * for a file system that is frozen to be thawed.
  */
-__rust_helper ssize_t rust_helper_vfs_iocb_iter_write_nowait(struct file *file, struct kiocb *iocb,
-							     struct iov_iter *iter)
+__rust_helper ssize_t
+rust_helper_vfs_iocb_iter_write_nowait(struct file *file, struct kiocb *iocb, struct iov_iter *iter)
 {
 	struct super_block *sb = file_inode(file)->i_sb;
 	ssize_t ret;
@@ -418,6 +419,15 @@ __rust_helper void rust_helper_bdev_close_sync(struct file *bdev_file)
 	get_file(bdev_file);
 	bdev_fput(bdev_file);
 	__fput_sync(bdev_file);
+}
+
+/* Not in C: what the page cache has of a file goes to the storage, and out of the cache */
+__rust_helper int rust_helper_file_drop_cache(struct file *file)
+{
+	struct address_space *mapping = file_inode(file)->i_mapping;
+	int ret = filemap_write_and_wait(mapping);
+
+	return ret ?: invalidate_inode_pages2(mapping);
 }
 
 __rust_helper unsigned int rust_helper_file_block_size(struct file *file)

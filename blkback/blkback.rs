@@ -11,6 +11,7 @@
 //! - [`medium`]: where a disk's data are.
 //! - [`connection`]: what is set up with a connected frontend.
 //! - [`ring`], [`request`], [`gate`]: the data path.
+//! - [`message`]: messages for the administrator.
 //! - [`stats`], [`debug`]: what is counted, and what is shown in sysfs and debugfs.
 
 #![cfg_attr(not(CONFIG_RUST), no_std)]
@@ -24,6 +25,7 @@ mod gate;
 mod guest;
 mod handover;
 mod medium;
+mod message;
 mod request;
 mod ring;
 mod stats;

@@ -35,6 +35,7 @@ use xen_bindings::{
 use crate::{
     gate::Gate,
     medium::Medium,
+    message::Message,
     ring::Ring,
     stats::Stats, //
 };
@@ -46,7 +47,7 @@ const BLOCKING_AT_ONCE: u32 = 128;
 /// Why there is no connection: what goes to the log and to the error node.
 pub(crate) struct Refusal {
     pub(crate) error: Error,
-    pub(crate) what: CString,
+    pub(crate) what: Message,
     /// An event channel could not be bound. Somebody else may have it still.
     pub(crate) event_channel: bool,
 }
@@ -245,13 +246,10 @@ fn add<T>(to: &mut KVec<T>, element: T) {
 type NewRing = (Arc<Ring>, core::result::Result<EventChannel<Ring>, Refusal>);
 
 fn refusal(error: Error, what: fmt::Arguments<'_>) -> Refusal {
-    match CString::try_from_fmt(what) {
-        Ok(what) => Refusal {
-            error,
-            what,
-            event_channel: false,
-        },
-        Err(_) => refusal(error, fmt!("")),
+    Refusal {
+        error,
+        what: Message::new(what),
+        event_channel: false,
     }
 }
 

@@ -50,6 +50,17 @@ pub enum Access {
     Write,
 }
 
+impl Access {
+    /// As `open(2)` has it.
+    pub(crate) fn flags(self) -> i32 {
+        let access = match self {
+            Access::Read => raw::O_RDONLY,
+            Access::Write => raw::O_RDWR,
+        };
+        (access | raw::O_LARGEFILE) as i32
+    }
+}
+
 /// What the file system says about direct I/O on a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DirectIo {
@@ -128,14 +139,19 @@ impl File {
     ///
     /// Those of `open(2)`.
     pub fn open(path: &CStr, access: Access) -> Result<Self> {
-        let flags = match access {
-            Access::Read => raw::O_RDONLY,
-            Access::Write => raw::O_RDWR,
-        } | raw::O_LARGEFILE;
         // SAFETY: `path` is NUL-terminated.
-        let file = from_err_ptr(unsafe { raw::filp_open_init(path.as_char_ptr(), flags as i32) })?;
+        let file = unsafe { raw::filp_open_init(path.as_char_ptr(), access.flags()) };
+        let file = from_err_ptr(file)?;
         // INVARIANT: Opened just now.
         Ok(Self(NonNull::new(file).ok_or(ENOENT)?))
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be an open file with a reference that the caller gives away.
+    pub(crate) unsafe fn from_raw(file: NonNull<raw::file>) -> Self {
+        // INVARIANT: As the caller guarantees.
+        Self(file)
     }
 
     fn as_ptr(&self) -> *mut raw::file {

@@ -304,6 +304,16 @@ __rust_helper dev_t rust_helper_mkdev(unsigned int major, unsigned int minor)
 	return MKDEV(major, minor);
 }
 
+__rust_helper unsigned int rust_helper_dev_major(dev_t dev)
+{
+	return MAJOR(dev);
+}
+
+__rust_helper unsigned int rust_helper_dev_minor(dev_t dev)
+{
+	return MINOR(dev);
+}
+
 /* files */
 
 /*
@@ -321,6 +331,61 @@ __rust_helper struct file *rust_helper_filp_open_init(const char *name, int flag
 	file = filp_open(name, flags, 0);
 #endif
 	return file;
+}
+
+/* kern_path() of what is to be opened; root as above */
+__rust_helper int rust_helper_kern_path_init(const char *name, struct path *path)
+{
+	int ret;
+
+#ifdef scoped_with_init_fs
+	scoped_with_init_fs()
+		ret = kern_path(name, LOOKUP_FOLLOW, path);
+#else
+	ret = kern_path(name, LOOKUP_FOLLOW, path);
+#endif
+	return ret;
+}
+
+/* Opens what a path has led to, with the checks of an open by name */
+__rust_helper struct file *rust_helper_path_open(const struct path *path, int flags)
+{
+	return file_open_root(path, "", flags, 0);
+}
+
+__rust_helper struct inode *rust_helper_path_inode(const struct path *path)
+{
+	return d_backing_inode(path->dentry);
+}
+
+__rust_helper umode_t rust_helper_inode_mode(struct inode *inode)
+{
+	return inode->i_mode;
+}
+
+__rust_helper loff_t rust_helper_inode_size(struct inode *inode)
+{
+	return i_size_read(inode);
+}
+
+/* How many have it open for writing */
+__rust_helper int rust_helper_inode_writers(struct inode *inode)
+{
+	return atomic_read(&inode->i_writecount);
+}
+
+__rust_helper bool rust_helper_inode_is_swapfile(struct inode *inode)
+{
+	return IS_SWAPFILE(inode);
+}
+
+/*
+ * Has a loop device been made of it? While there is one, memory for the file's pages is allocated
+ * without I/O (drivers/block/loop.c); what else does that is no regular file.
+ */
+__rust_helper bool rust_helper_inode_behind_loop(struct inode *inode)
+{
+	return !(mapping_gfp_mask(inode->i_mapping) & (__GFP_IO | __GFP_FS));
 }
 
 /* Mode of the inode that a path leads to, or a negative error number; root as above */

@@ -13,7 +13,7 @@
 //! - [`pool`], [`map`], [`copy`], [`persistent`], [`share`], and above them [`grant`]: a guest's pages.
 //! - [`io`], [`list`], [`joined`], [`memory`]: a request from the grant references to the finished I/O
 //!   and the states that it goes through, lists of requests, several as one I/O, memory for the next.
-//! - [`bdev`], [`file`](mod@file): where a request's I/O goes.
+//! - [`bdev`], [`file`](mod@file), [`path`]: where a request's I/O goes.
 //!
 //! Each file is shaped to be sent upstream by itself.
 
@@ -37,6 +37,7 @@ mod map;
 pub mod mem;
 pub mod memory;
 pub mod params;
+pub mod path;
 mod persistent;
 mod pool;
 pub mod ring;

@@ -8,42 +8,41 @@
 //! to the stock one, `block-rs`. The helper reports `hotplug-status=connected`, or fails with the
 //! message that we left in `hotplug-error`, which xl prints.
 //!
+//! The helper also sees to what only the toolstack's process can know. It compares the file that we
+//! have opened (node `opened-file`) with the one that it sees, which in a mount namespace of its own
+//! may be another. A relative path we do not open: the helper makes it an absolute one, or leaves what
+//! is no file to the stock script.
+//!
 //! Where the helper is not installed, or the administrator wants the script node left alone (module
 //! parameter `keep_script`), the stock script makes its loop device. That is then a mere handle: the
-//! I/O is done on the file behind it.
+//! I/O is done on the file behind it ([`loops`]).
 //!
-//! What the stock script checks besides, that no two guests write to one file, is checked here, by
-//! inode.
-//!
-//! Owns the list of files in use. Lock order: its lock is taken inside of that of a [`Vbd`], nothing
-//! is locked inside of it.
-//!
-//! [`Vbd`]: crate::vbd::Vbd
+//! What the stock script checks besides is checked here: that the file is not write-protected, and, by
+//! inode, that no two guests write to it ([`claims`]); also that nobody in this domain does, which the
+//! stock script looks for only where a loop device is mounted.
 
 #![forbid(unsafe_code)]
 
+mod claims;
+mod loops;
+
 use kernel::{
-    fmt,
-    new_mutex,
-    page::PAGE_SIZE,
     prelude::*,
     str::CString,
-    sync::{
-        Arc,
-        Mutex, //
+    sync::Arc,
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 use xen_bindings::{
-    file::{
-        path_kind,
-        Access,
-        File,
-        PathKind, //
-    },
+    file::Access,
     params,
+    path::Path,
+    xenbus::Binding,
     xenstore::{
         self,
-        Value, //
+        Transaction, //
     },
 };
 
@@ -51,8 +50,17 @@ use crate::{
     driver::Context,
     medium::{
         DiskMode,
-        FileMedium, //
+        FileMedium,
+        Medium, //
     },
+    message::Message,
+};
+use claims::Use;
+use loops::LoopDevice;
+
+pub(crate) use claims::{
+    Claim,
+    FilesInUse, //
 };
 
 /// Base name of the script that libxl uses for a disk without one of its own.
@@ -61,26 +69,62 @@ const STOCK_SCRIPT: &[u8] = b"block";
 /// What its name gets to become that of our helper, in the same directory.
 const HELPER_SUFFIX: &str = "-rs";
 
-/// Major number of loop devices
-/// ([`include/uapi/linux/major.h`](srctree/include/uapi/linux/major.h)).
-pub(crate) const LOOP_MAJOR: u32 = 7;
+/// How often, and with what pauses, it is looked again whether a file that is in use is so still. The guest or the loop
+/// device that it was for may be going away: a script unmounts an image, and starts its guest at once.
+const LOOKS: u32 = 20;
+const PAUSE: Delta = Delta::from_millis(100);
 
 /// What becomes of the disk of a backend directory.
 pub(crate) enum Handover {
     /// Not ours to open: the toolstack's script writes `physical-device`.
     Script,
-    /// A file, open. The helper has to report that the toolstack is ready.
-    File(FileMedium),
+    /// A file, open, or an empty drive. The helper has to report that the toolstack is ready.
+    Medium(Medium),
     /// A file that cannot be used. The helper has to report the message left for it.
     Refused,
 }
 
-/// Takes the file over if the backend directory of `disk` names one. May sleep.
+/// What the node `params` names.
+enum Params<'a> {
+    Nothing,
+    Absolute(&'a CStr),
+    Relative,
+}
+
+impl<'a> Params<'a> {
+    /// From the value of the node. libxl puts the format before the path when it changes a medium.
+    fn parse(node: &'a CStr) -> Self {
+        let bytes = node.to_bytes_with_nul();
+        let path = bytes
+            .strip_prefix(b"raw:")
+            .filter(|rest| rest.starts_with(b"/") || rest.starts_with(b"\0"))
+            .unwrap_or(bytes);
+        match (path, CStr::from_bytes_with_nul(path)) {
+            ([0, ..], _) => Params::Nothing,
+            ([b'/', ..], Ok(path)) => Params::Absolute(path),
+            _ => Params::Relative,
+        }
+    }
+}
+
+/// A disk that a file is looked for.
+struct Disk<'a> {
+    context: &'a Arc<Context>,
+    binding: &'a Binding,
+    mode: DiskMode,
+    /// Its medium can be changed, and may be missing.
+    drive: bool,
+    /// The toolstack has handed it over to a driver before us: what is asked of a new disk has been asked.
+    again: bool,
+}
+
+/// Takes the file over if the backend directory of the disk names one. May sleep.
 ///
 /// # Errors
 ///
 /// What xenstore answers with.
-pub(crate) fn take(context: &Arc<Context>, disk: &CStr, domid: u16) -> Result<Handover> {
+pub(crate) fn take(context: &Arc<Context>, binding: &Binding) -> Result<Handover> {
+    let disk = binding.device().nodename();
     let (Some(kind), Some(script), Some(params), Some(mode)) = (
         xenstore::read_optional(disk, c"type")?,
         xenstore::read_optional(disk, c"script")?,
@@ -89,175 +133,430 @@ pub(crate) fn take(context: &Arc<Context>, disk: &CStr, domid: u16) -> Result<Ha
     ) else {
         return Ok(Handover::Script);
     };
-    let path = params.as_c_str();
-    // The disk of a driver that was unbound has our helper already.
-    let (stock, again) = match script.as_bytes().strip_suffix(HELPER_SUFFIX.as_bytes()) {
-        Some(stock) => (stock, true),
-        None => (script.as_bytes(), false),
+    // A disk that we have seen before has our helper already.
+    let (stock, helper) = match script.as_bytes().strip_suffix(HELPER_SUFFIX.as_bytes()) {
+        Some(stock) => (stock, Some(CString::try_from(script.as_c_str())?)),
+        None => (script.as_bytes(), None),
     };
-    let Some(directory) = stock.strip_suffix(STOCK_SCRIPT) else {
-        return Ok(Handover::Script);
-    };
+    let is_stock = stock
+        .strip_suffix(STOCK_SCRIPT)
+        .is_some_and(|directory| directory.ends_with(b"/"));
     if kind.as_bytes() != b"phy"
-        || !directory.ends_with(b"/")
-        || !path.to_bytes_with_nul().starts_with(b"/")
-        || path_kind(path) != Ok(PathKind::Regular)
+        || !is_stock
         // A script has made a device of the file, and will want to undo that.
         || xenstore::read_optional(disk, c"physical-device")?.is_some()
     {
         return Ok(Handover::Script);
     }
-
-    let helper = if again {
-        CString::try_from(script.as_c_str())?
-    } else {
-        CString::try_from_fmt(fmt!("{}{}", script.as_c_str(), HELPER_SUFFIX))?
+    let again = helper.is_some() && has_reported(disk);
+    let asked = Disk {
+        context,
+        binding,
+        mode: DiskMode::from_node(mode.as_bytes()),
+        drive: is_drive(disk),
+        again,
     };
-    if params::keep_script() && !again {
-        return Ok(Handover::Script);
-    }
-    if path_kind(&helper) != Ok(PathKind::Regular) {
-        pr_warn!(
-            "{}: {} is not installed, file {} gets a loop device; install it with the module\n",
-            disk,
-            &*helper,
-            path,
-        );
-        return Ok(Handover::Script);
-    }
-    xenstore::write(disk, c"script", fmt!("{}", &*helper))?;
-
-    let mode = DiskMode::from_node(mode.as_bytes());
-    match open(context, disk, path, mode, domid) {
-        Ok(medium) => Ok(Handover::File(medium)),
-        Err(message) => {
-            pr_warn!("{}: {}\n", disk, &*message);
-            xenstore::write(disk, c"hotplug-error", fmt!("{}", &*message))?;
-            Ok(Handover::Refused)
+    let found = match Params::parse(params.as_c_str()) {
+        Params::Absolute(path) => match Path::lookup(path) {
+            Ok(found) if found.is_regular() => Some((path, found)),
+            Ok(_) if helper.is_some() => {
+                return asked.refused(Message::new(fmt!("{}: no regular file", path)), None);
+            }
+            Err(err) if helper.is_some() => {
+                return asked.refused(refuse(path, err, asked.purpose()), None);
+            }
+            _ => return Ok(Handover::Script),
+        },
+        Params::Nothing if again && asked.drive => {
+            return Ok(Handover::Medium(Medium::Empty(asked.mode)));
         }
+        Params::Relative => None,
+        Params::Nothing => return Ok(Handover::Script),
+    };
+    if helper.is_none() {
+        if params::keep_script() {
+            return Ok(Handover::Script);
+        }
+        let helper = CString::try_from_fmt(fmt!("{}{}", script.as_c_str(), HELPER_SUFFIX))?;
+        if !Path::lookup(&helper).is_ok_and(|helper| helper.is_regular()) {
+            pr_warn!(
+                "{}: {} is not installed, file {} gets a loop device; install it with the module\n",
+                disk,
+                &*helper,
+                params.as_c_str(),
+            );
+            return Ok(Handover::Script);
+        }
+        asked.publish(|xbt| xbt.write(disk, c"script", fmt!("{}", &*helper)))?;
+    }
+    let Some((path, found)) = found else {
+        // The helper will say what it is.
+        return Ok(Handover::Script);
+    };
+    let numbers = found.numbers().ok();
+    match asked.open(path, found, None) {
+        Ok(medium) => {
+            if let Some(numbers) = numbers {
+                asked.publish(|xbt| opened_file(xbt, disk, numbers))?;
+            }
+            Ok(Handover::Medium(medium))
+        }
+        Err(message) => asked.refused(message, numbers),
     }
 }
 
-/// The file of the disk if a script has made the loop device with the number `minor` of it: all of it,
-/// and under the path that the toolstack has given. `None` leaves the disk on the block device that
-/// the script has named. May sleep.
+/// Says which file it is that we have opened, or that has been refused, as `stat(2)` has it.
+fn opened_file(xbt: &Transaction, disk: &CStr, (major, minor, inode): (u32, u32, u64)) -> Result {
+    xbt.write(disk, c"opened-file", fmt!("{major}:{minor} {inode}"))
+}
+
+/// Has the helper said that the toolstack has come to it?
+pub(crate) fn has_reported(disk: &CStr) -> bool {
+    xenstore::read(disk, c"hotplug-status").is_ok_and(|status| status.as_bytes() == b"connected")
+}
+
+/// Has the helper, or a script, said that there will be no disk?
+pub(crate) fn has_failed(disk: &CStr) -> bool {
+    xenstore::read(disk, c"hotplug-status").is_ok_and(|status| status.as_bytes() == b"error")
+}
+
+/// Does the toolstack say that the medium can be changed?
+pub(crate) fn is_drive(disk: &CStr) -> bool {
+    let is = |node, value: &[u8]| {
+        xenstore::read(disk, node).is_ok_and(|found| found.as_bytes() == value)
+    };
+    is(c"device-type", b"cdrom") || is(c"removable", b"1")
+}
+
+/// What a script has named as the medium of a disk, beside the block device.
+pub(crate) enum Behind {
+    /// Nothing: it is the device.
+    Nothing,
+    /// The device is a loop device that is used as such. The claim of the file behind it goes with it.
+    Device(Backing),
+    /// The device is a loop device that the script has made of the file that it was to give to the guest.
+    Medium(Medium),
+}
+
+/// The file behind a loop device, as far as others are kept from it.
+pub(crate) struct Backing {
+    /// Given up before what it is a claim of.
+    _claim: Claim,
+    _path: Path,
+}
+
+/// What is behind the block device with these numbers, which a script has named as the medium of a disk. May sleep.
 ///
 /// # Errors
 ///
 /// A message for the administrator.
-pub(crate) fn behind_loop(
+pub(crate) fn behind(
     context: &Arc<Context>,
-    disk: &CStr,
-    minor: u32,
+    binding: &Binding,
+    (major, minor): (u32, u32),
     mode: DiskMode,
-    domid: u16,
-) -> core::result::Result<Option<FileMedium>, CString> {
+) -> core::result::Result<Behind, Message> {
+    let disk = binding.device().nodename();
+    let Some(device) = LoopDevice::find(major, minor) else {
+        return Ok(Behind::Nothing);
+    };
+    let (Some(name), Some(path)) = (device.name(), device.path()) else {
+        pr_warn!(
+            "{}: which file is behind loop device {}:{} cannot be told, nor whether others have it\n",
+            disk,
+            major,
+            minor,
+        );
+        return Ok(Behind::Nothing);
+    };
+    let asked = Disk {
+        context,
+        binding,
+        mode,
+        drive: is_drive(disk),
+        again: false,
+    };
+    if device.whole && made_by_script(disk) {
+        return asked.open(&name, path, Some(&device)).map(Behind::Medium);
+    }
+    let part = if device.whole {
+        0..u64::MAX
+    } else {
+        device.part.clone()
+    };
+    let how = asked.use_of(part, false, Some(&device));
+    let claim = asked.claim(&name, &path, how)?;
+    if device.whole {
+        asked.see_to_others(&name, &path, &claim)?;
+    }
+    Ok(Behind::Device(Backing {
+        _claim: claim,
+        _path: path,
+    }))
+}
+
+/// Was it a file that the toolstack has asked for? The stock script says so in a node.
+fn made_by_script(disk: &CStr) -> bool {
+    if matches!(xenstore::read_optional(disk, c"node"), Ok(Some(_))) {
+        return true;
+    }
+    // An administrator may have done it by hand.
     let Ok(params) = xenstore::read(disk, c"params") else {
-        return Ok(None);
+        return false;
     };
-    let path = params.as_c_str();
-    if !path.to_bytes_with_nul().starts_with(b"/") || path_kind(path) != Ok(PathKind::Regular) {
-        return Ok(None);
+    match Params::parse(params.as_c_str()) {
+        Params::Absolute(path) => Path::lookup(path).is_ok_and(|path| path.is_regular()),
+        Params::Nothing | Params::Relative => false,
     }
-    let file = open_file(path, mode)?;
-    // Only now: the kernel names the file behind the device by the path that it has at the moment. If
-    // it is that of the file that has just been opened, no other one has been put in its place.
-    let is = |attribute, wanted: &[u8]| {
-        loop_attribute(minor, attribute).is_ok_and(|value| value.trim_ascii_end() == wanted)
-    };
-    if !is("backing_file", path.to_bytes()) || !is("offset", b"0") || !is("sizelimit", b"0") {
-        return Ok(None);
-    }
-    use_file(context, disk, path, file, mode, domid).map(Some)
 }
 
-/// An attribute of a loop device (`drivers/block/loop.c`), at most a page of it.
-fn loop_attribute(minor: u32, name: &str) -> Result<KVec<u8>> {
-    let path = CString::try_from_fmt(fmt!(
-        "/sys/dev/block/{}:{}/loop/{}",
-        LOOP_MAJOR,
-        minor,
-        name
-    ))?;
-    let mut value = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
-    let len = File::open(&path, Access::Read)?.read(&mut value)?;
-    value.truncate(len);
-    Ok(value)
-}
-
-/// What a changed `params` node asks for.
-pub(crate) enum Change {
-    /// Nothing that we could do: it names what there is, or no file.
-    None,
-    /// The medium is taken out.
-    Eject,
-    /// Another one is put in.
-    Insert(FileMedium),
-}
-
-/// Looks at the medium that the backend directory of `disk` names while one is in use, the file
-/// `now` if it is one. May sleep.
+/// Looks at the medium that the backend directory of a disk names while `now` is in its drive. `None` if it is that, or
+/// nothing that could be put in. May sleep.
 ///
 /// # Errors
 ///
 /// A message for the administrator.
 pub(crate) fn change(
     context: &Arc<Context>,
-    disk: &CStr,
-    now: Option<&CStr>,
-    domid: u16,
-) -> core::result::Result<Change, CString> {
+    binding: &Binding,
+    now: &Medium,
+) -> core::result::Result<Option<Medium>, Message> {
+    let disk = binding.device().nodename();
     let (Ok(params), Ok(mode)) = (
         xenstore::read(disk, c"params"),
         xenstore::read(disk, c"mode"),
     ) else {
-        return Ok(Change::None);
+        return Ok(None);
     };
-    if params.as_bytes().is_empty() {
-        return Ok(Change::Eject);
-    }
-    // libxl names the format when it changes a medium.
-    let path = params.as_c_str().to_bytes_with_nul();
-    let path = path.strip_prefix(b"raw:").unwrap_or(path);
-    let Ok(path) = CStr::from_bytes_with_nul(path) else {
-        return Ok(Change::None);
+    let asked = Disk {
+        context,
+        binding,
+        mode: DiskMode::from_node(mode.as_bytes()),
+        drive: true,
+        again: false,
     };
-    if now == Some(path) {
-        return Ok(Change::None);
+    let medium = match Params::parse(params.as_c_str()) {
+        Params::Nothing => Medium::Empty(asked.mode),
+        Params::Relative => {
+            return Err(Message::new(fmt!(
+                "{}: a medium needs an absolute path",
+                params.as_c_str()
+            )));
+        }
+        Params::Absolute(path) => {
+            let found = Path::lookup(path).map_err(|err| refuse(path, err, asked.purpose()))?;
+            // A new file under the name of the old one is another medium, a new name of the old one is not.
+            if now.identity() == Some(found.identity()) {
+                return Ok(None);
+            }
+            if !found.is_regular() {
+                return Err(no_file(path));
+            }
+            asked.open(path, found, None)?
+        }
+    };
+    if matches!((now, &medium), (Medium::Empty(_), Medium::Empty(_))) {
+        return Ok(None);
     }
-    if path_kind(path) == Ok(PathKind::Other) {
-        return Err(message(fmt!(
-            "{}: only a regular file can be put into the drive of a running guest",
-            path
-        )));
-    }
-    let mode = DiskMode::from_node(mode.as_bytes());
-    open(context, disk, path, mode, domid).map(Change::Insert)
+    Ok(Some(medium))
 }
 
-/// Opens the file for a guest, or says why it cannot have it.
-fn open(
-    context: &Arc<Context>,
-    disk: &CStr,
-    path: &CStr,
-    mode: DiskMode,
-    domid: u16,
-) -> core::result::Result<FileMedium, CString> {
-    let file = open_file(path, mode)?;
-    use_file(context, disk, path, file, mode, domid)
+impl Disk<'_> {
+    /// Its backend directory.
+    fn name(&self) -> &CStr {
+        self.binding.device().nodename()
+    }
+
+    /// Writes to the backend directory, unless the toolstack has removed it, or the driver has been unbound.
+    fn publish(&self, body: impl FnMut(&Transaction) -> Result) -> Result {
+        if !self.binding.is_over() {
+            Transaction::run_in(self.name(), body)?;
+        }
+        Ok(())
+    }
+
+    fn purpose(&self) -> &'static str {
+        if self.mode.writable {
+            "writing"
+        } else {
+            "reading"
+        }
+    }
+
+    /// Leaves a message for the helper, and which file it is about. A drive that a guest has already goes on without a
+    /// medium.
+    fn refused(&self, message: Message, numbers: Option<(u32, u32, u64)>) -> Result<Handover> {
+        pr_warn!("{}: {}\n", self.name(), &*message);
+        if self.again && self.drive {
+            return Ok(Handover::Medium(Medium::Empty(self.mode)));
+        }
+        self.publish(|xbt| {
+            xbt.write(self.name(), c"hotplug-error", fmt!("{}", &*message))?;
+            numbers.map_or(Ok(()), |numbers| opened_file(xbt, self.name(), numbers))
+        })?;
+        Ok(Handover::Refused)
+    }
+
+    /// Makes a file the medium, which may have a loop device that belongs to the disk, or says why it cannot be that.
+    fn open(
+        &self,
+        path: &CStr,
+        file: Path,
+        device: Option<&LoopDevice>,
+    ) -> core::result::Result<Medium, Message> {
+        if file.size() == 0 {
+            if self.drive {
+                // What libxl puts into a drive that is to be empty.
+                return Ok(Medium::Empty(self.mode));
+            }
+            return Err(Message::new(fmt!(
+                "{}: the file is empty; give it a size with truncate -s",
+                path
+            )));
+        }
+        if self.mode.writable && !self.mode.shared && !self.again && file.is_write_protected() {
+            return Err(Message::new(fmt!(
+                "File {} is read-only, and so I will not mount it read-write in a guest domain.",
+                path
+            )));
+        }
+        self.open_file(path, file, device).map(Medium::File)
+    }
+
+    /// Opens a file that nobody else has in a way that excludes the guest.
+    fn open_file(
+        &self,
+        path: &CStr,
+        file: Path,
+        device: Option<&LoopDevice>,
+    ) -> core::result::Result<FileMedium, Message> {
+        let claim = self.claim(path, &file, self.use_of(0..u64::MAX, true, device))?;
+        let access = if self.mode.writable {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        let open = file
+            .open(access)
+            .map_err(|err| refuse(path, err, self.purpose()))?;
+        self.see_to_others(path, &file, &claim)?;
+        CString::try_from(path)
+            .map_err(Error::from)
+            .and_then(|path| {
+                FileMedium::new(open, file.identity(), path, self.mode, claim, self.name())
+            })
+            .map_err(|err| refuse(path, err, "the guest"))
+    }
+
+    fn use_of(&self, part: core::ops::Range<u64>, opens: bool, device: Option<&LoopDevice>) -> Use {
+        Use {
+            domid: self.binding.device().otherend_id(),
+            mode: self.mode,
+            part,
+            opens,
+            device: device.map(|it| (it.numbers, it.writable)),
+        }
+    }
+
+    /// Claims a file for the disk. Waits a moment for who has it still.
+    fn claim(&self, path: &CStr, file: &Path, how: Use) -> core::result::Result<Claim, Message> {
+        let mut looks = 0;
+        loop {
+            match FilesInUse::claim(self.context, file, how.clone()) {
+                Ok(Ok(claim)) => return Ok(claim),
+                Ok(Err(_)) if looks < LOOKS && !self.binding.is_over() => fsleep(PAUSE),
+                Ok(Err(other)) => {
+                    return Err(Message::new(fmt!(
+                        "{}: already in use by guest {} for {}; only readers can share a file (mode 'w!' \
+                         shares it all the same)",
+                        path,
+                        other.domid,
+                        if other.mode.writable {
+                            "writing"
+                        } else {
+                            "reading"
+                        },
+                    )));
+                }
+                Err(err) => return Err(refuse(path, err, "the guest")),
+            }
+            looks = looks.wrapping_add(1);
+        }
+    }
+
+    /// Refuses a file that the disk has claimed if somebody in this domain has it in a way that excludes the guest.
+    /// Waits a moment for them to let go.
+    fn see_to_others(
+        &self,
+        path: &CStr,
+        file: &Path,
+        claim: &Claim,
+    ) -> core::result::Result<(), Message> {
+        if self.mode.shared {
+            return Ok(());
+        }
+        if file.is_swap() {
+            return Err(Message::new(fmt!(
+                "{}: this domain swaps to it; swapoff first",
+                path
+            )));
+        }
+        if self.again {
+            return Ok(());
+        }
+        let mut looks = 0;
+        while let Some(other) = self.other(file, claim) {
+            if looks == LOOKS || self.binding.is_over() {
+                return Err(match other {
+                    Someone::Loop((major, minor)) => Message::new(fmt!(
+                        "{}: already in use in this domain by loop device {}:{}; umount and losetup -d it \
+                         first (mode 'w!' shares the file all the same)",
+                        path,
+                        major,
+                        minor
+                    )),
+                    Someone::Writer => Message::new(fmt!(
+                        "{}: already in use in this domain by somebody who writes to it (see losetup -a and \
+                         fuser -v); end that first (mode 'w!' shares the file all the same)",
+                        path
+                    )),
+                });
+            }
+            fsleep(PAUSE);
+            looks = looks.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    /// Who in this domain has a file that the disk has claimed, beside our disks. A guest that writes excludes loop
+    /// devices and whoever writes, one that reads only a loop device that writes: a program may be finishing an image.
+    fn other(&self, file: &Path, claim: &Claim) -> Option<Someone> {
+        if claim.is_shared_by_vm(file) {
+            return None;
+        }
+        let writer = claim.has_foreign_writer(file);
+        if !writer && !self.mode.writable {
+            return None;
+        }
+        LoopDevice::of(file, |numbers| !claim.knows_loop(file, numbers))
+            .map(|device| Someone::Loop(device.numbers))
+            .or(
+                (writer && (self.mode.writable || file.may_be_behind_loop()))
+                    .then_some(Someone::Writer),
+            )
+    }
 }
 
-fn open_file(path: &CStr, mode: DiskMode) -> core::result::Result<File, CString> {
-    let (access, purpose) = if mode.writable {
-        (Access::Write, "writing")
-    } else {
-        (Access::Read, "reading")
-    };
-    File::open(path, access).map_err(|err| refuse(path, err, purpose))
+/// Who has a file, beside our disks.
+enum Someone {
+    /// A loop device with these numbers.
+    Loop((u32, u32)),
+    /// Somebody who has it open for writing.
+    Writer,
 }
 
-fn refuse(path: &CStr, err: Error, purpose: &str) -> CString {
-    message(fmt!(
+fn refuse(path: &CStr, err: Error, purpose: &str) -> Message {
+    Message::new(fmt!(
         "{}: cannot be opened for {}: {}",
         path,
         purpose,
@@ -265,52 +564,11 @@ fn refuse(path: &CStr, err: Error, purpose: &str) -> CString {
     ))
 }
 
-/// Makes an open file a guest's medium, or says why it cannot be that.
-fn use_file(
-    context: &Arc<Context>,
-    disk: &CStr,
-    path: &CStr,
-    file: File,
-    mode: DiskMode,
-    domid: u16,
-) -> core::result::Result<FileMedium, CString> {
-    if !file.is_regular() {
-        return Err(message(fmt!("{}: no regular file any more", path)));
-    }
-    if file.size() == 0 {
-        return Err(message(fmt!(
-            "{}: the file is empty; give it a size with truncate -s",
-            path
-        )));
-    }
-    let claim = FilesInUse::claim(context, &file, mode, domid)
-        .map_err(|err| refuse(path, err, "the guest"))?
-        .map_err(|other| {
-            message(fmt!(
-                "{}: already in use by guest {} for {}; only readers can share a file (mode 'w!' \
-                 shares it all the same)",
-                path,
-                other.domid,
-                if other.mode.writable {
-                    "writing"
-                } else {
-                    "reading"
-                },
-            ))
-        })?;
-    CString::try_from(path)
-        .map_err(Error::from)
-        .and_then(|path| FileMedium::new(file, path, claim, disk))
-        .map_err(|err| refuse(path, err, "the guest"))
-}
-
-/// Formats a message; an empty one in the unlikely case that there is no memory for it.
-fn message(args: fmt::Arguments<'_>) -> CString {
-    CString::try_from_fmt(args).unwrap_or_else(|_| empty())
-}
-
-fn empty() -> CString {
-    CString::try_from_fmt(fmt!("")).unwrap_or_else(|_| empty())
+fn no_file(path: &CStr) -> Message {
+    Message::new(fmt!(
+        "{}: only a regular file can be put into the drive of a running guest",
+        path
+    ))
 }
 
 /// What an error means for somebody who wants to use a file.
@@ -325,127 +583,5 @@ fn explain(err: Error) -> &'static str {
         _ if err == ENOMEM => "out of memory",
         _ if err == ENFILE => "too many open files",
         _ => "see the kernel log",
-    }
-}
-
-/// One disk's use of a file.
-struct User {
-    /// See [`File::identity`].
-    file: usize,
-    domid: u16,
-    mode: DiskMode,
-    /// Path of the virtual machine, which stays the same when a guest gets another domain id.
-    vm: Option<Value>,
-    claim: u64,
-    next: Option<KBox<User>>,
-}
-
-/// Somebody whose use of a file excludes ours.
-struct Other {
-    domid: u16,
-    mode: DiskMode,
-}
-
-/// The files that disks are on.
-#[pin_data]
-pub(crate) struct FilesInUse {
-    #[pin]
-    users: Mutex<Users>,
-}
-
-struct Users {
-    first: Option<KBox<User>>,
-    next_claim: u64,
-}
-
-impl FilesInUse {
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            users <- new_mutex!(Users {
-                first: None,
-                next_claim: 0,
-            }),
-        })
-    }
-
-    /// Registers a use of `file`, unless another virtual machine uses it in a way that excludes it:
-    /// one writer, or any number of readers. May sleep.
-    fn claim(
-        context: &Arc<Context>,
-        file: &File,
-        mode: DiskMode,
-        domid: u16,
-    ) -> Result<core::result::Result<Claim, Other>> {
-        let vm = vm_of(domid);
-        let mut users = context.files.users.lock();
-        let mut next = users.first.as_ref();
-        while let Some(user) = next {
-            if user.file == file.identity()
-                && (user.mode.writable || mode.writable)
-                && !mode.shared
-                && !same_vm(&user.vm, &vm)
-            {
-                return Ok(Err(Other {
-                    domid: user.domid,
-                    mode: user.mode,
-                }));
-            }
-            next = user.next.as_ref();
-        }
-        let number = users.next_claim;
-        let mut user = KBox::new(
-            User {
-                file: file.identity(),
-                domid,
-                mode,
-                vm,
-                claim: number,
-                next: None,
-            },
-            GFP_KERNEL,
-        )?;
-        user.next = users.first.take();
-        users.next_claim = number.wrapping_add(1);
-        users.first = Some(user);
-        Ok(Ok(Claim {
-            context: context.clone(),
-            number,
-        }))
-    }
-}
-
-/// The node that says which virtual machine a domain is; in a local migration two domains have the
-/// same for a moment.
-fn vm_of(domid: u16) -> Option<Value> {
-    let directory = CString::try_from_fmt(fmt!("/local/domain/{}", domid)).ok()?;
-    xenstore::read(&directory, c"vm").ok()
-}
-
-fn same_vm(one: &Option<Value>, other: &Option<Value>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => one.as_bytes() == other.as_bytes(),
-        _ => false,
-    }
-}
-
-/// A registered use of a file; dropping it ends the use.
-pub(crate) struct Claim {
-    context: Arc<Context>,
-    number: u64,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut users = self.context.files.users.lock();
-        let mut link = &mut users.first;
-        while link.as_ref().is_some_and(|user| user.claim != self.number) {
-            match link {
-                Some(user) => link = &mut user.next,
-                None => return,
-            }
-        }
-        if let Some(user) = link.take() {
-            *link = KBox::into_inner(user).next;
-        }
     }
 }

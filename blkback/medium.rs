@@ -9,6 +9,8 @@
 
 #![forbid(unsafe_code)]
 
+use core::ops::Deref;
+
 pub(crate) use blkif::node::DiskMode;
 use blkif::{
     abi::SECTOR_SIZE,
@@ -56,7 +58,10 @@ use xen_bindings::{
 };
 
 use crate::{
-    handover::Claim,
+    handover::{
+        Backing,
+        Claim, //
+    },
     request::{
         Action,
         Pending,
@@ -67,20 +72,41 @@ use crate::{
 /// Pause between looks whether direct I/O has ended.
 const SETTLE_PAUSE: Delta = Delta::from_millis(1);
 
-/// What holds the data of a disk.
+/// What holds the data of a disk. With it goes the mode in which it was opened, and no other.
 pub(crate) enum Medium {
     /// A block device.
-    Block(BlockDevice),
+    Block(DeviceMedium),
     /// A file.
     File(FileMedium),
     /// Nothing: the drive of a disk that has been taken out.
-    Empty,
+    Empty(DiskMode),
+}
+
+/// A block device.
+pub(crate) struct DeviceMedium {
+    device: BlockDevice,
+    mode: DiskMode,
+    /// The file behind it, if it is a loop device.
+    _backing: Option<Backing>,
+}
+
+impl Deref for DeviceMedium {
+    type Target = BlockDevice;
+
+    fn deref(&self) -> &BlockDevice {
+        &self.device
+    }
 }
 
 /// A file with the ways to access it.
 pub(crate) struct FileMedium {
     /// Closed before the claim is given up.
     file: File,
+    /// See [`Path::identity`].
+    ///
+    /// [`Path::identity`]: xen_bindings::path::Path::identity
+    identity: usize,
+    mode: DiskMode,
     path: CString,
     direct: DirectIo,
     nowait: bool,
@@ -99,7 +125,11 @@ pub(crate) struct FileMedium {
 
 impl Medium {
     /// Opens the block device with these numbers. May sleep.
-    pub(crate) fn open_device(major: u32, minor: u32, mode: DiskMode) -> Result<Self> {
+    pub(crate) fn open_device(
+        (major, minor): (u32, u32),
+        mode: DiskMode,
+        backing: Option<Backing>,
+    ) -> Result<Self> {
         let access = match (mode.writable, mode.shared) {
             (false, _) => bdev::Access::Read,
             (true, false) => bdev::Access::Write,
@@ -107,14 +137,27 @@ impl Medium {
         };
         let device = BlockDevice::open(major, minor, access)?;
         device.drop_page_cache()?;
-        Ok(Self::Block(device))
+        Ok(Self::Block(DeviceMedium {
+            device,
+            mode,
+            _backing: backing,
+        }))
+    }
+
+    /// How it was opened: what the guest may do with it.
+    pub(crate) fn mode(&self) -> DiskMode {
+        match self {
+            Self::Block(medium) => medium.mode,
+            Self::File(medium) => medium.mode,
+            Self::Empty(mode) => *mode,
+        }
     }
 
     /// The device that it is.
     pub(crate) fn device(&self) -> Option<&BlockDevice> {
         match self {
-            Self::Block(device) => Some(device),
-            Self::File(_) | Self::Empty => None,
+            Self::Block(medium) => Some(&medium.device),
+            Self::File(_) | Self::Empty(_) => None,
         }
     }
 
@@ -122,7 +165,7 @@ impl Medium {
     pub(crate) fn file(&self) -> Option<&File> {
         match self {
             Self::File(medium) => Some(&medium.file),
-            Self::Block(_) | Self::Empty => None,
+            Self::Block(_) | Self::Empty(_) => None,
         }
     }
 
@@ -130,7 +173,7 @@ impl Medium {
     pub(crate) fn numbers(&self) -> (u32, u32) {
         match self {
             Self::Block(device) => device.numbers(),
-            Self::File(_) | Self::Empty => (0, 0),
+            Self::File(_) | Self::Empty(_) => (0, 0),
         }
     }
 
@@ -140,7 +183,7 @@ impl Medium {
             Self::Block(device) => device.sectors(),
             // What is left behind the last whole sector cannot be reached by a guest.
             Self::File(medium) => medium.file.size() / u64::from(SECTOR_SIZE),
-            Self::Empty => 0,
+            Self::Empty(_) => 0,
         }
     }
 
@@ -148,7 +191,7 @@ impl Medium {
     pub(crate) fn logical_block_size(&self) -> u32 {
         match self {
             Self::Block(device) => device.logical_block_size(),
-            Self::File(_) | Self::Empty => SECTOR_SIZE,
+            Self::File(_) | Self::Empty(_) => SECTOR_SIZE,
         }
     }
 
@@ -160,7 +203,7 @@ impl Medium {
                 DirectIo::Aligned { offset, .. } => offset.max(SECTOR_SIZE),
                 DirectIo::Unsupported | DirectIo::InMemory => SECTOR_SIZE,
             },
-            Self::Empty => SECTOR_SIZE,
+            Self::Empty(_) => SECTOR_SIZE,
         }
     }
 
@@ -168,21 +211,21 @@ impl Medium {
     pub(crate) fn has_write_cache(&self) -> bool {
         match self {
             Self::Block(device) => device.has_write_cache(),
-            Self::File(_) | Self::Empty => true,
+            Self::File(_) | Self::Empty(_) => true,
         }
     }
 
     pub(crate) fn is_cdrom(&self) -> bool {
         match self {
             Self::Block(device) => device.is_cdrom(),
-            Self::File(_) | Self::Empty => false,
+            Self::File(_) | Self::Empty(_) => false,
         }
     }
 
     pub(crate) fn is_removable(&self) -> bool {
         match self {
             Self::Block(device) => device.is_removable(),
-            Self::File(_) | Self::Empty => false,
+            Self::File(_) | Self::Empty(_) => false,
         }
     }
 
@@ -191,7 +234,7 @@ impl Medium {
         match self {
             Self::Block(device) => device.discard_limits(),
             Self::File(medium) => medium.file.discard_limits(),
-            Self::Empty => None,
+            Self::Empty(_) => None,
         }
     }
 
@@ -231,7 +274,7 @@ impl Medium {
                     Some(waiting) => medium.gather(io, waiting),
                 }
             }
-            Self::Empty => io.done(Err(EIO)),
+            Self::Empty(_) => io.done(Err(EIO)),
         }
     }
 
@@ -258,7 +301,7 @@ impl Medium {
                 io.done(done);
             }
             // Bios are never deferred.
-            (Self::Block(_) | Self::Empty, _) => io.done(Err(EIO)),
+            (Self::Block(_) | Self::Empty(_), _) => io.done(Err(EIO)),
             (Self::File(medium), Action::Discard(discard)) => {
                 let done = medium.discard(&discard);
                 io.done(done);
@@ -315,7 +358,17 @@ impl Medium {
                     DirectIo::InMemory => f.write_str("buffered, the file system is in memory\n"),
                 }
             }
-            Self::Empty => f.write_str("medium: none\n"),
+            Self::Empty(_) => f.write_str("medium: none\n"),
+        }
+    }
+
+    /// Identity of the file that it is ([`Path::identity`]).
+    ///
+    /// [`Path::identity`]: xen_bindings::path::Path::identity
+    pub(crate) fn identity(&self) -> Option<usize> {
+        match self {
+            Self::File(medium) => Some(medium.identity),
+            Self::Block(_) | Self::Empty(_) => None,
         }
     }
 
@@ -323,7 +376,7 @@ impl Medium {
     pub(crate) fn path(&self) -> Option<&CStr> {
         match self {
             Self::File(medium) => Some(&medium.path),
-            Self::Block(_) | Self::Empty => None,
+            Self::Block(_) | Self::Empty(_) => None,
         }
     }
 
@@ -343,8 +396,16 @@ impl Medium {
 }
 
 impl FileMedium {
-    /// A medium of an open file. Says in the log how it will be accessed. May sleep.
-    pub(crate) fn new(file: File, path: CString, claim: Claim, disk: &CStr) -> Result<Self> {
+    /// A medium of a file that has been opened in the way of `mode`. Says in the log how it will be accessed. May
+    /// sleep.
+    pub(crate) fn new(
+        file: File,
+        identity: usize,
+        path: CString,
+        mode: DiskMode,
+        claim: Claim,
+        disk: &CStr,
+    ) -> Result<Self> {
         let direct = file.direct_io()?;
         let nowait = file.can_nowait();
         match direct {
@@ -386,6 +447,8 @@ impl FileMedium {
         }
         Ok(Self {
             file,
+            identity,
+            mode,
             path,
             direct,
             nowait,

@@ -71,7 +71,6 @@ use crate::{
     },
     medium::{
         DiskMode,
-        FileMedium,
         Medium, //
     },
     stats::Stats, //
@@ -169,9 +168,9 @@ struct Inner {
 enum Source {
     /// Nothing has been looked at yet.
     New,
-    /// A file has been opened; the toolstack has to say that it is ready.
-    File(FileMedium),
-    /// The toolstack's script has to name a block device.
+    /// A file has been opened, or a drive is empty; the toolstack has to say that it is ready.
+    Ready(Medium),
+    /// The toolstack's script has to name a block device, or an absolute path.
     Script,
     /// There will never be a medium: whoever asked for it has been told why.
     Failed,
@@ -370,9 +369,15 @@ impl Vbd {
                 self.dev().switch_state(State::InitWait);
             }
         }
-        self.open(inner);
+        if matches!(inner.source, Source::Script) && self.params_changed.xchg(false, Relaxed) {
+            // Our helper has found out which file is meant.
+            inner.source = self.take_over();
+        }
+        let by_script = self.open(inner);
         self.show(inner);
-        if self.params_changed.xchg(false, Relaxed) {
+        if by_script
+            || (matches!(inner.source, Source::Open(_)) && self.params_changed.xchg(false, Relaxed))
+        {
             self.change_medium(inner);
         }
         if self.quiesce.load(Relaxed) {
@@ -404,7 +409,7 @@ impl Vbd {
     /// closed.
     fn show(&self, inner: &Inner) {
         let medium = match &inner.source {
-            Source::New | Source::File(_) | Source::Script => Shown::Waits,
+            Source::New | Source::Ready(_) | Source::Script => Shown::Waits,
             Source::Failed => Shown::Refused,
             Source::Removed => Shown::GivenUp,
             Source::Open(medium) => Shown::Open(medium.clone()),
@@ -429,9 +434,9 @@ impl Vbd {
 
     /// Looks at what the toolstack wants.
     fn take_over(&self) -> Source {
-        match handover::take(&self.context, self.name(), self.dev().otherend_id()) {
+        match handover::take(&self.context, &self.binding) {
             Ok(Handover::Script) => Source::Script,
-            Ok(Handover::File(medium)) => Source::File(medium),
+            Ok(Handover::Medium(medium)) => Source::Ready(medium),
             Ok(Handover::Refused) => Source::Failed,
             Err(err) => {
                 self.fatal(err, c"reading the backend directory");

@@ -95,31 +95,6 @@ pub(crate) struct FileOp {
     mode: Mode,
 }
 
-/// What a path leads to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PathKind {
-    /// A regular file.
-    Regular,
-    /// A directory, a device, or what else there is.
-    Other,
-}
-
-/// Looks `path` up, seen from the init process's root directory, without opening it. May sleep.
-///
-/// # Errors
-///
-/// Those of `stat(2)`.
-pub fn path_kind(path: &CStr) -> Result<PathKind> {
-    // SAFETY: `path` is NUL-terminated.
-    let mode = unsafe { raw::path_mode_init(path.as_char_ptr()) };
-    to_result(mode)?;
-    Ok(if mode.unsigned_abs() & raw::S_IFMT == raw::S_IFREG {
-        PathKind::Regular
-    } else {
-        PathKind::Other
-    })
-}
-
 /// An open file. Dropping it closes it, which may sleep.
 ///
 /// # Invariants
@@ -158,13 +133,6 @@ impl File {
         self.0.as_ptr()
     }
 
-    /// Is it a regular file?
-    pub fn is_regular(&self) -> bool {
-        // SAFETY: By the type invariant the file is valid.
-        let mode = u32::from(unsafe { raw::file_mode(self.as_ptr()) });
-        mode & raw::S_IFMT == raw::S_IFREG
-    }
-
     /// Size in bytes, as of now. Any context.
     pub fn size(&self) -> u64 {
         // SAFETY: By the type invariant the file is valid. A size is never negative.
@@ -189,12 +157,6 @@ impl File {
             )
         };
         usize::try_from(len).map_err(|_| Error::from_errno(len as i32))
-    }
-
-    /// Identifies the file, by whatever name it was opened, for as long as it is open.
-    pub fn identity(&self) -> usize {
-        // SAFETY: By the type invariant the file is valid.
-        unsafe { raw::file_inode(self.as_ptr()) }.addr()
     }
 
     /// Name of the type of file system, such as `ext4`.

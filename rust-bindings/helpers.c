@@ -388,25 +388,6 @@ __rust_helper bool rust_helper_inode_behind_loop(struct inode *inode)
 	return !(mapping_gfp_mask(inode->i_mapping) & (__GFP_IO | __GFP_FS));
 }
 
-/* Mode of the inode that a path leads to, or a negative error number; root as above */
-__rust_helper int rust_helper_path_mode_init(const char *name)
-{
-	struct path path;
-	int ret;
-
-#ifdef scoped_with_init_fs
-	scoped_with_init_fs()
-		ret = kern_path(name, LOOKUP_FOLLOW, &path);
-#else
-	ret = kern_path(name, LOOKUP_FOLLOW, &path);
-#endif
-	if (!ret) {
-		ret = d_backing_inode(path.dentry)->i_mode;
-		path_put(&path);
-	}
-	return ret;
-}
-
 __rust_helper void rust_helper_init_sync_kiocb(struct kiocb *kiocb, struct file *file)
 {
 	init_sync_kiocb(kiocb, file);
@@ -420,11 +401,6 @@ __rust_helper void rust_helper_kiocb_end_write(struct kiocb *kiocb)
 __rust_helper loff_t rust_helper_i_size_read(struct file *file)
 {
 	return i_size_read(file_inode(file));
-}
-
-__rust_helper umode_t rust_helper_file_mode(struct file *file)
-{
-	return file_inode(file)->i_mode;
 }
 
 __rust_helper unsigned long rust_helper_file_fs_magic(struct file *file)
@@ -464,12 +440,6 @@ rust_helper_vfs_iocb_iter_write_nowait(struct file *file, struct kiocb *iocb, st
 	if (ret > 0)
 		fsnotify_modify(file);
 	return ret;
-}
-
-/* Identity of a file for as long as it is open */
-__rust_helper void *rust_helper_file_inode(struct file *file)
-{
-	return file_inode(file);
 }
 
 /* Whether parts of a file can be given up by vfs_fallocate(). */

@@ -115,7 +115,8 @@ impl Vbd {
             return self.look_again(inner);
         }
         inner.refused = None;
-        let discard = if inner.mode.writable && self.discard_enabled() {
+        let mode = medium.mode();
+        let discard = if mode.writable && self.discard_enabled() {
             medium.discard()
         } else {
             None
@@ -123,7 +124,7 @@ impl Vbd {
         let disk = Disk {
             sectors: medium.sectors(),
             logical_block_size: medium.logical_block_size(),
-            readonly: !inner.mode.writable,
+            readonly: !mode.writable,
             flush: medium.has_write_cache(),
             barrier: medium.has_write_cache(),
             discard: discard.map(|limits| DiscardOffer {

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     handover::{
         self,
-        Change,
-        LOOP_MAJOR, //
+        Backing,
+        Behind, //
     },
     medium::{
         DiskMode,
@@ -32,50 +32,43 @@ use crate::{
 };
 
 impl Vbd {
-    /// Gets the medium, as soon as the toolstack has done its part.
-    pub(super) fn open(&self, inner: &mut Inner) {
+    /// Gets the medium, as soon as the toolstack has done its part. Has a script named it, just now? That has looked at
+    /// a drive only once, and there may be another medium in it by now.
+    pub(super) fn open(&self, inner: &mut Inner) -> bool {
         let source = core::mem::replace(&mut inner.source, Source::Failed);
-        inner.source = match source {
-            Source::File(medium) => {
-                if self.toolstack_ready() {
-                    if let Ok(mode) = self.mode() {
-                        inner.mode = mode;
-                    }
-                    match Arc::new(Medium::File(medium), GFP_KERNEL) {
-                        Ok(medium) => Source::Open(medium),
+        let (source, by_script) = match source {
+            Source::Ready(medium) => {
+                if handover::has_reported(self.name()) {
+                    match Arc::new(medium, GFP_KERNEL) {
+                        Ok(medium) => (Source::Open(medium), false),
                         Err(_) => {
                             self.fatal(ENOMEM, c"opening a file");
-                            Source::Failed
+                            (Source::Failed, false)
                         }
                     }
+                } else if handover::has_failed(self.name()) {
+                    // The toolstack sees another file. Nobody may be kept from this one.
+                    (Source::Failed, false)
                 } else {
-                    Source::File(medium)
+                    (Source::Ready(medium), false)
                 }
             }
-            Source::Script => match self.open_device(inner) {
-                Ok(None) => Source::Script,
-                Ok(Some(medium)) => Source::Open(medium),
-                Err(_) => Source::Failed,
+            Source::Script => match self.open_device() {
+                Ok(None) => (Source::Script, false),
+                Ok(Some(medium)) => (Source::Open(medium), true),
+                Err(_) => (Source::Failed, false),
             },
-            source => source,
+            source => (source, false),
         };
-    }
-
-    /// Has the hotplug helper run?
-    fn toolstack_ready(&self) -> bool {
-        xenstore::read(self.name(), c"hotplug-status")
-            .is_ok_and(|status| status.as_bytes() == b"connected")
-    }
-
-    fn mode(&self) -> Result<DiskMode> {
-        let mode = xenstore::read(self.name(), c"mode").inspect_err(|err| {
-            self.fatal(*err, c"reading mode");
-        })?;
-        Ok(DiskMode::from_node(mode.as_bytes()))
+        if let Source::Open(medium) = &source {
+            inner.mode = medium.mode();
+        }
+        inner.source = source;
+        by_script
     }
 
     /// Opens the block device that a script has named, if it has. Errors have been reported.
-    fn open_device(&self, inner: &mut Inner) -> Result<Option<Arc<Medium>>> {
+    fn open_device(&self) -> Result<Option<Arc<Medium>>> {
         let fatal = |err: Error, what: &CStr| {
             self.fatal(err, what);
             err
@@ -85,24 +78,17 @@ impl Vbd {
         else {
             return Ok(None);
         };
-        let (major, minor) = device_numbers(node.as_bytes())
+        let numbers = device_numbers(node.as_bytes())
             .map_err(|_| fatal(EINVAL, c"physical-device is not of the form major:minor"))?;
-        inner.mode = self.mode()?;
-        let behind = if major == LOOP_MAJOR {
-            handover::behind_loop(
-                &self.context,
-                self.name(),
-                minor,
-                inner.mode,
-                self.dev().otherend_id(),
-            )
-            .map_err(|message| fatal(EBUSY, &message))?
-        } else {
-            None
-        };
+        let mode =
+            xenstore::read(self.name(), c"mode").map_err(|err| fatal(err, c"reading mode"))?;
+        let mode = DiskMode::from_node(mode.as_bytes());
+        let behind = handover::behind(&self.context, &self.binding, numbers, mode)
+            .map_err(|message| fatal(EBUSY, &message))?;
         let medium = match behind {
-            Some(file) => Medium::File(file),
-            None => self.open_numbers(major, minor, inner.mode)?,
+            Behind::Medium(medium) => medium,
+            Behind::Device(backing) => self.open_numbers(numbers, mode, Some(backing))?,
+            Behind::Nothing => self.open_numbers(numbers, mode, None)?,
         };
         Ok(Some(
             Arc::new(medium, GFP_KERNEL).map_err(|_| fatal(ENOMEM, c"opening a block device"))?,
@@ -110,8 +96,13 @@ impl Vbd {
     }
 
     /// Opens the block device with these numbers. Errors have been reported.
-    fn open_numbers(&self, major: u32, minor: u32, mode: DiskMode) -> Result<Medium> {
-        Medium::open_device(major, minor, mode).inspect_err(|err| {
+    fn open_numbers(
+        &self,
+        (major, minor): (u32, u32),
+        mode: DiskMode,
+        backing: Option<Backing>,
+    ) -> Result<Medium> {
+        Medium::open_device((major, minor), mode, backing).inspect_err(|err| {
             let access = if mode.writable { "writing" } else { "reading" };
             let hint = if *err == EBUSY {
                 ", which is mounted or otherwise claimed in this domain"
@@ -132,19 +123,13 @@ impl Vbd {
         let Source::Open(medium) = &inner.source else {
             return;
         };
-        if !self.has_removable_medium() || matches!(**medium, Medium::Block(_)) {
+        if !handover::is_drive(self.name()) || matches!(**medium, Medium::Block(_)) {
             return;
         }
-        let change = handover::change(
-            &self.context,
-            self.name(),
-            medium.path(),
-            self.dev().otherend_id(),
-        );
+        let change = handover::change(&self.context, &self.binding, medium);
         let medium = match change {
-            Ok(Change::None) => return,
-            Ok(Change::Eject) => Medium::Empty,
-            Ok(Change::Insert(medium)) => Medium::File(medium),
+            Ok(None) => return,
+            Ok(Some(medium)) => medium,
             Err(message) => return self.dev().error(EINVAL, &message),
         };
         let medium = match Arc::new(medium, GFP_KERNEL) {
@@ -159,18 +144,11 @@ impl Vbd {
         // that have not been taken.
         let connected = inner.connection.is_some();
         self.disconnect(inner);
+        inner.mode = medium.mode();
         inner.source = Source::Open(medium);
         self.show(inner);
         if connected {
             self.connect_again(inner);
         }
-    }
-
-    /// Does the toolstack say that the medium can be changed?
-    fn has_removable_medium(&self) -> bool {
-        let is = |node, value: &[u8]| {
-            xenstore::read(self.name(), node).is_ok_and(|found| found.as_bytes() == value)
-        };
-        is(c"device-type", b"cdrom") || is(c"removable", b"1")
     }
 }

@@ -13,9 +13,10 @@ ESTIMATE = 75
 # The words of which one must be in xl's message (in any case of letters). The peer's are those of Debian's script.
 WORDS = {
     "rs": {"missing": ["no such file", "failed to stat", "does not exist"], "directory": ["directory", "not a", "no suitable"],
-           "immutable": ["permission"], "read-only file system": ["read-only"], "in use": ["in use"], "empty": ["empty"]},
+           "immutable": ["permission"], "read-only file system": ["read-only"], "in use": ["in use"], "empty": ["empty"],
+           "write-protected": ["is read-only, and so i will not"]},
     "loop": {"missing": ["no such file", "failed to stat"], "directory": ["directory", "not a", "no suitable"],
-             "immutable": ["losetup", "denied", "permitted"]},
+             "immutable": ["losetup", "denied", "permitted"], "write-protected": ["is read-only, and so i will not"]},
 }
 
 
@@ -64,6 +65,11 @@ def run(env: Env) -> None:
     allowed(frozen, access="r")
     other.detach("xvdb")
     sh(f"chattr -i {frozen}")
+    golden = env.file("ext4", "golden", 1 << 20, fill="golden")
+    golden.chmod(0o444)
+    refused("write-protected", golden)
+    allowed(golden, access="r")
+    other.detach("xvdb")
     if env.backend == "rs":  # losetup takes an empty file
         refused("empty", env.file("ext4", "empty", 0))
 

@@ -277,7 +277,7 @@ impl Ring {
             pages,
             stats.guest.share().clone(),
             &name,
-            stats.log.clone(),
+            stats.log,
         )
         .inspect_err(|err| {
             let share = stats.guest.share();

@@ -13,12 +13,9 @@ use blkif::abi::SECTOR_SIZE;
 use kernel::{
     fmt,
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     }, //
 };
 use xen_bindings::{
@@ -46,8 +43,8 @@ macro_rules! counters {
         pub(crate) struct Stats {
             $($(#[$doc])* $name: Atomic<i64>,)*
             pub(crate) latency: Latency,
-            /// For log lines that the guest can cause.
-            pub(crate) log: Arc<Limit>,
+            /// For log lines that the guest can cause, with this or another disk.
+            pub(crate) log: &'static Limit,
             /// Whose disk it is.
             pub(crate) guest: GuestOfDisk,
         }
@@ -59,13 +56,14 @@ macro_rules! counters {
         }
 
         impl Stats {
-            pub(crate) fn new(guest: GuestOfDisk) -> Result<Self> {
-                Ok(Self {
+            /// Those of a disk of the domain `domid`, which is `guest`.
+            pub(crate) fn new(domid: u16, guest: GuestOfDisk) -> Self {
+                Self {
                     guest,
                     $($name: Atomic::new(0),)*
                     latency: Latency::new(),
-                    log: Arc::new(Limit::default(), GFP_KERNEL)?,
-                })
+                    log: Limit::of(domid),
+                }
             }
 
             /// Adds what has been counted, and begins anew.

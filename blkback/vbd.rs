@@ -54,6 +54,7 @@ use xen_bindings::{
     xenstore::Transaction, //
 };
 
+use self::connecting::Refused;
 use crate::{
     connection::{
         Connection,
@@ -151,10 +152,8 @@ struct Inner {
     /// The frontend has set up its side with a driver before us, and nobody has connected it since: how often it has been
     /// looked whether that driver has answered its requests.
     former: Option<u32>,
-    /// When a frontend was last refused ([`clock::nanoseconds`]), until one is connected.
-    ///
-    /// [`clock::nanoseconds`]: xen_bindings::clock::nanoseconds
-    refused: Option<u64>,
+    /// A frontend has been refused.
+    refused: Option<Refused>,
     /// Dropped before the medium it uses.
     connection: Option<Connection>,
     mode: DiskMode,
@@ -192,8 +191,9 @@ impl Vbd {
         frontend: &CStr,
     ) -> Result<Arc<Self>> {
         let frontend = CString::try_from(frontend)?;
-        let guest = context.guests.of_disk(binding.device().otherend_id())?;
-        let stats = Arc::new(Stats::new(guest)?, GFP_KERNEL)?;
+        let domid = binding.device().otherend_id();
+        let guest = context.guests.of_disk(domid)?;
+        let stats = Arc::new(Stats::new(domid, guest), GFP_KERNEL)?;
         let binding = binding.clone();
         let vbd = Arc::pin_init(
             pin_init!(Self {
@@ -476,6 +476,9 @@ impl Vbd {
             State::Closed => {
                 self.disconnect(inner);
                 inner.former = None;
+                if let Some(refused) = &mut inner.refused {
+                    refused.begin_anew();
+                }
                 if self.dev().is_online() {
                     self.switch_state(State::Closed);
                 } else {

@@ -139,7 +139,7 @@ pub struct Grants {
     domid: u16,
     /// Whose requests they are, for log lines, and the limit of these.
     name: CString,
-    log: Arc<Limit>,
+    log: &'static Limit,
     /// Pages that grants are mapped into. It holds back enough for one request without indirect segments, so
     /// that a ring whose requests have all been answered can always serve one more.
     pool: PagePool,
@@ -179,7 +179,7 @@ impl Grants {
         ring_pages: u32,
         share: Arc<Share>,
         name: &CStr,
-        log: Arc<Limit>,
+        log: &'static Limit,
     ) -> Result<Self> {
         // INVARIANT: All is empty, no page is in use, and 64 bits do not overflow.
         Ok(Self {

@@ -18,25 +18,53 @@ use crate::clock::jiffies;
 const BURST: u32 = 10;
 const INTERVAL: u32 = 5000;
 
-/// The limit of one disk, so that its guest can neither flood the log nor hide what others do.
+/// How many limits there are: more than a host has guests. Guests whose numbers differ by a multiple of
+/// it share one.
+const GUESTS: usize = 1024;
+
+static LIMITS: [Limit; GUESTS] = [const { Limit::new() }; GUESTS];
+
+/// The limit of one guest, for all its disks together, so that it can neither flood the log nor hide what
+/// others do.
 pub struct Limit {
     since: Atomic<u64>,
     lines: Atomic<u32>,
 }
 
-impl Default for Limit {
-    fn default() -> Self {
+impl Limit {
+    const fn new() -> Self {
         Self {
             since: Atomic::new(0),
             lines: Atomic::new(0),
         }
     }
-}
 
-impl Limit {
-    /// Whether a line about `disk` may be printed now. Says so when some were left out before. Two
-    /// that ask at the same time may get one line too many. Any context.
+    /// The limit of a domain. Any context.
+    pub fn of(domid: u16) -> &'static Self {
+        let [first, ..] = &LIMITS;
+        LIMITS.get(usize::from(domid) % GUESTS).unwrap_or(first)
+    }
+
+    /// Whether a line about `disk` may be printed now. Says so when some of this guest's were left out
+    /// before. Two that ask at the same time may get one line too many. Any context.
     pub fn permits(&self, disk: &CStr) -> bool {
+        self.begin(disk);
+        self.lines.fetch_add(1, Relaxed) < BURST
+    }
+
+    /// As [`Limit::permits`], for what may make somebody else print a line: if there is no room for one it
+    /// is put off rather than left out. Any context.
+    pub fn has_room(&self, disk: &CStr) -> bool {
+        self.begin(disk);
+        let room = self.lines.load(Relaxed) < BURST;
+        if room {
+            self.lines.fetch_add(1, Relaxed);
+        }
+        room
+    }
+
+    /// Begins another interval if it is time.
+    fn begin(&self, disk: &CStr) {
         let now = jiffies() as u64;
         if now.wrapping_sub(self.since.load(Relaxed)) >= msecs_to_jiffies(INTERVAL) as u64 {
             self.since.store(now, Relaxed);
@@ -45,6 +73,5 @@ impl Limit {
                 pr_warn!("{}: {} messages were left out\n", disk, left_out);
             }
         }
-        self.lines.fetch_add(1, Relaxed) < BURST
     }
 }

@@ -55,9 +55,27 @@ const SIZE_PAUSE: u32 = 500;
 /// than [`SIZE_PAUSE`]: the xenbus writes a line to the log for each ring that cannot be mapped.
 const REFUSAL_PAUSE: u64 = 400_000_000;
 
+/// What that grows to, twice as long each time, while the frontend does not begin anew.
+const REFUSAL_PAUSE_AT_MOST: u64 = 60_000_000_000;
+
 /// For so many such times, a minute, it is tried each time whether a driver before us has let go; then each tenth time.
 /// Giving up would cost the guest its disk.
 const FORMER_DRIVER_WAITS: u32 = 120;
+
+/// The last time that a frontend was refused.
+pub(super) struct Refused {
+    /// By [`clock::nanoseconds`].
+    at: u64,
+    /// How long it is not tried again, in nanoseconds.
+    pause: u64,
+}
+
+impl Refused {
+    /// A frontend that closes is going to set up its side anew, so that it may be right the next time.
+    pub(super) fn begin_anew(&mut self) {
+        self.pause = REFUSAL_PAUSE;
+    }
+}
 
 impl Vbd {
     /// A frontend that has set up its side with a driver before us goes by what that one has offered, and does
@@ -108,13 +126,17 @@ impl Vbd {
             return;
         };
         let now = clock::nanoseconds();
-        if inner
-            .refused
-            .is_some_and(|then| now.saturating_sub(then) < REFUSAL_PAUSE)
+        if let (Some(Refused { at, pause }), false) =
+            (&inner.refused, self.dev().state() == State::Connected)
         {
-            return self.look_again(inner);
+            let since = now.saturating_sub(*at);
+            // A line of the guest's limit is taken, but not waited for for ever.
+            if since < *pause
+                || (since < REFUSAL_PAUSE_AT_MOST && !self.stats.log.has_room(self.name()))
+            {
+                return self.look_again(inner);
+            }
         }
-        inner.refused = None;
         let mode = medium.mode();
         let discard = if mode.writable && self.discard_enabled() {
             medium.discard()
@@ -152,7 +174,14 @@ impl Vbd {
                 return;
             }
             Err(refusal) => {
-                inner.refused = Some(now);
+                let pause = match &inner.refused {
+                    // It may well be others that have the memory.
+                    Some(before) if refusal.error != ENOMEM => {
+                        before.pause.saturating_mul(2).min(REFUSAL_PAUSE_AT_MOST)
+                    }
+                    _ => REFUSAL_PAUSE,
+                };
+                inner.refused = Some(Refused { at: now, pause });
                 self.refuse(refusal.error, &refusal.what);
                 return;
             }
@@ -189,6 +218,9 @@ impl Vbd {
         }
         inner.connection = Some(connection);
         inner.former = None;
+        if let Some(refused) = &mut inner.refused {
+            refused.begin_anew();
+        }
         inner.sectors = disk.sectors;
         self.look_again(inner);
     }

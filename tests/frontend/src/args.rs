@@ -42,6 +42,8 @@ pub enum Command {
     Load(Load),
     /// On a slow disk: who waits for a barrier, and that nobody waits for a discard
     Order(Order),
+    /// What a guest could do that means harm
+    Attack(Attack),
 }
 
 /// Options of all commands.
@@ -179,6 +181,29 @@ pub struct Order {
     /// The disk goes away meanwhile: demand only that all requests around a barrier are answered
     #[arg(long)]
     pub dying: bool,
+}
+
+/// Options of `attack`.
+#[derive(Args, Debug)]
+pub struct Attack {
+    /// One or more, in this order
+    #[arg(required_unless_present = "list")]
+    pub names: Vec<String>,
+    /// Show what there is, without a disk
+    #[arg(long)]
+    pub list: bool,
+    /// How long each
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=SECONDS_AT_MOST))]
+    pub seconds: u64,
+    /// End each after so many rounds, whatever is one, if that is earlier
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    pub rounds: u64,
+    /// Most requests in flight on each ring (default: as many as it has slots)
+    #[arg(long, default_value_t = u32::MAX, hide_default_value = true)]
+    pub depth: u32,
+    /// What the random numbers start from
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// Options of `load`.

@@ -131,6 +131,21 @@ pub struct Device {
 impl Device {
     /// Connects to a disk, whatever state a former run has left it in.
     pub fn connect(config: Config) -> Result<Device> {
+        let mut device = Device::offer(config)?;
+        device.establish()?;
+        Ok(device)
+    }
+
+    /// Prepares rings and writes the nodes that say where they are, but does not tell the backend yet.
+    pub fn offer(config: Config) -> Result<Device> {
+        let mut device = Device::find(config)?;
+        device.reset()?;
+        device.offer_rings()?;
+        Ok(device)
+    }
+
+    /// Finds a disk, and leaves it in the state that it is in.
+    pub fn find(config: Config) -> Result<Device> {
         let mut store = Store::open()?;
         let front = format!("device/vbd/{}", config.device);
         let Some(back) = store.read(&format!("{front}/backend"))? else {
@@ -140,7 +155,7 @@ impl Device {
         let backend_id = store
             .number(&format!("{front}/backend-id"))?
             .ok_or_else(|| format!("xenstore: there is no {front}/backend-id"))?;
-        let mut device = Device {
+        Ok(Device {
             store,
             front,
             back,
@@ -148,10 +163,7 @@ impl Device {
             properties: Properties::default(),
             backend_id,
             rings: Vec::new(),
-        };
-        device.reset()?;
-        device.establish()?;
-        Ok(device)
+        })
     }
 
     /// Closes the connection: the backend has let go of every page when this returns without an error.
@@ -164,12 +176,14 @@ impl Device {
         Ok(())
     }
 
-    fn set(&mut self, state: State) -> Result<()> {
+    /// Publishes the state of this end.
+    pub fn set(&mut self, state: State) -> Result<()> {
         self.store
             .write(&format!("{}/state", self.front), &(state as u8).to_string())
     }
 
-    fn backend_state(&mut self) -> Result<Option<State>> {
+    /// The backend's state, `None` if there is none that makes sense.
+    pub fn backend_state(&mut self) -> Result<Option<State>> {
         let number = self.store.number::<u8>(&format!("{}/state", self.back))?;
         Ok(number.and_then(State::from_number))
     }
@@ -211,8 +225,18 @@ impl Device {
         }
     }
 
+    /// Writes one of this end's nodes.
+    pub fn write(&mut self, node: &str, value: &str) -> Result<()> {
+        self.store.write(&format!("{}/{node}", self.front), value)
+    }
+
+    /// Removes one of this end's nodes, and all below it.
+    pub fn remove(&mut self, node: &str) -> Result<()> {
+        self.store.remove(&format!("{}/{node}", self.front))
+    }
+
     /// Brings both ends to the beginning.
-    fn reset(&mut self) -> Result<()> {
+    pub fn reset(&mut self) -> Result<()> {
         let own = self
             .store
             .number::<u8>(&format!("{}/state", self.front))?
@@ -226,11 +250,21 @@ impl Device {
             self.close()?;
             self.set(State::Initialising)?;
         }
+        self.await_offer()
+    }
+
+    /// Waits until the backend has said what it offers.
+    pub fn await_offer(&mut self) -> Result<()> {
         self.await_backend(&[State::InitWait], &[], "after the frontend's Initialising")
     }
 
+    /// Leaves all as it is: the pages stay granted until the program ends.
+    pub fn abandon(self) {
+        std::mem::forget(self);
+    }
+
     /// Through Closing and Closed; ends with rings and their pages given up.
-    fn close(&mut self) -> Result<()> {
+    pub fn close(&mut self) -> Result<()> {
         if self.backend_state()? != Some(State::Closed) {
             self.set(State::Closing)?;
             self.await_backend(
@@ -240,9 +274,14 @@ impl Device {
             )?;
         }
         self.set(State::Closed)?;
-        self.await_backend(&[State::Closed], &[], "after the frontend's Closed")?;
+        self.await_closed()?;
         self.rings.clear();
         Ok(())
+    }
+
+    /// Waits until the backend has let go.
+    pub fn await_closed(&mut self) -> Result<()> {
+        self.await_backend(&[State::Closed], &[], "after the frontend's Closed")
     }
 
     fn backend_number<T: std::str::FromStr>(&mut self, name: &str) -> Result<Option<T>> {
@@ -254,8 +293,8 @@ impl Device {
         Ok(self.backend_number::<u32>(name)?.unwrap_or(0) != 0)
     }
 
-    /// From InitWait to Connected.
-    fn establish(&mut self) -> Result<()> {
+    /// Prepares what the backend will need, in InitWait.
+    fn offer_rings(&mut self) -> Result<()> {
         let Config {
             abi,
             ring_order,
@@ -265,6 +304,8 @@ impl Device {
         } = self.config;
         let max_queues = self.backend_number("multi-queue-max-queues")?.unwrap_or(1);
         let max_ring_order = self.backend_number("max-ring-page-order")?.unwrap_or(0);
+        self.properties.max_queues = max_queues;
+        self.properties.max_ring_order = max_ring_order;
         self.offered("multi-queue-max-queues", max_queues, queues, "--queues")?;
         self.offered(
             "max-ring-page-order",
@@ -276,7 +317,11 @@ impl Device {
             self.rings
                 .push(Ring::new(self.backend_id, abi, ring_order, first_index)?);
         }
-        self.write_nodes()?;
+        self.write_nodes()
+    }
+
+    /// From InitWait, with what has been offered, to Connected.
+    pub fn establish(&mut self) -> Result<()> {
         self.set(State::Initialised)?;
         let wrong = [State::Closing, State::Closed];
         self.await_backend(
@@ -306,8 +351,7 @@ impl Device {
                 .backend_number("feature-max-indirect-segments")?
                 .unwrap_or(0),
             persistent: self.backend_flag("feature-persistent")?,
-            max_queues,
-            max_ring_order,
+            ..self.properties
         };
         self.set(State::Connected)
     }
@@ -323,7 +367,7 @@ impl Device {
     }
 
     /// Where the rings are. Nodes of a former run go first: some of them change what the others mean.
-    fn write_nodes(&mut self) -> Result<()> {
+    pub fn write_nodes(&mut self) -> Result<()> {
         for name in self.store.list(&self.front)? {
             let ours = [
                 "ring-ref",

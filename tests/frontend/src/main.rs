@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod attack;
 mod conformance;
 mod device;
 mod error;
@@ -50,6 +51,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Command::Verify(options) => verify::run(arguments, options)?,
         Command::Load(options) => load::run(arguments, options)?,
         Command::Order(options) => order::run(arguments, options)?,
+        Command::Attack(options) => attack::run(arguments, options)?,
     };
     if let Some(path) = &arguments.common.json {
         std::fs::write(path, format!("{report:#}\n"))

@@ -14,7 +14,7 @@ use blkif::abi::{
 use blkif::RawSlot;
 
 use crate::error::{fail, Error, Result};
-use crate::sys::{EventChannel, Pages, PAGE};
+use crate::sys::{EventChannel, Words, PAGE};
 
 /// A response as it was found in its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Response {
 
 /// A ring and its event channel.
 pub struct Ring {
-    pages: Pages,
+    pages: Words,
     /// The way to tell the backend, and to be told.
     pub channel: EventChannel,
     abi: Abi,
@@ -50,17 +50,8 @@ impl Ring {
     /// A ring of `1 << order` pages granted to `domain`, whose indices start at `first`.
     pub fn new(domain: u16, abi: Abi, order: u32, first: u32) -> Result<Ring> {
         let count = 1usize << order;
-        let pages = Pages::grant(domain, count, true)?;
-        for (offset, value) in [
-            (REQ_PROD_OFFSET, first),
-            (REQ_EVENT_OFFSET, first.wrapping_add(1)),
-            (RSP_PROD_OFFSET, first),
-            (RSP_EVENT_OFFSET, first.wrapping_add(1)),
-        ] {
-            pages.word(offset).store(value, Ordering::Release);
-        }
-        Ok(Ring {
-            pages,
+        let mut ring = Ring {
+            pages: Words::grant(domain, count, true)?,
             channel: EventChannel::new(domain)?,
             abi,
             entries: abi.ring_entries(count * PAGE),
@@ -68,7 +59,30 @@ impl Ring {
             req_prod: first,
             rsp_cons: first,
             rsp_prod: first,
-        })
+        };
+        ring.begin(first);
+        Ok(ring)
+    }
+
+    /// Begins anew at the index `first`, on the same pages. Meant for a ring that no backend uses.
+    pub fn begin(&mut self, first: u32) {
+        for (offset, value) in [
+            (REQ_PROD_OFFSET, first),
+            (REQ_EVENT_OFFSET, first.wrapping_add(1)),
+            (RSP_PROD_OFFSET, first),
+            (RSP_EVENT_OFFSET, first.wrapping_add(1)),
+        ] {
+            self.pages.word(offset).store(value, Ordering::Release);
+        }
+        self.req_prod_pvt = first;
+        self.req_prod = first;
+        self.rsp_cons = first;
+        self.rsp_prod = first;
+    }
+
+    /// Its pages, for who writes into them behind the ring's back.
+    pub fn memory(&self) -> Words {
+        self.pages.clone()
     }
 
     /// Grant references of its pages.
@@ -96,7 +110,8 @@ impl Ring {
         self.entries - self.in_flight()
     }
 
-    fn slot(&self, index: u32) -> usize {
+    /// Where in its pages the slot is that an index selects.
+    pub fn slot(&self, index: u32) -> usize {
         RING_HEADER_SIZE + (index & (self.entries - 1)) as usize * self.abi.slot_size()
     }
 

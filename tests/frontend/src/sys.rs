@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU32;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blkif::abi::PAGE_SIZE;
@@ -147,6 +148,33 @@ impl Pages {
         unsafe {
             ptr::copy_nonoverlapping(self.start.as_ptr().add(at), data.as_mut_ptr(), data.len())
         };
+    }
+}
+
+/// Pages that several threads use at a time, and therefore only word by word. The last one to go ends the grants.
+#[derive(Clone)]
+pub struct Words(Arc<OnlyWords>);
+
+struct OnlyWords(Pages);
+
+// SAFETY: Only `Words` has one, and it uses nothing but atomic words and what never changes.
+unsafe impl Sync for OnlyWords {}
+
+impl Words {
+    /// As [`Pages::grant`].
+    pub fn grant(domain: u16, count: usize, writable: bool) -> Result<Words> {
+        let pages = Pages::grant(domain, count, writable)?;
+        Ok(Words(Arc::new(OnlyWords(pages))))
+    }
+
+    /// The grant references, one a page.
+    pub fn grefs(&self) -> &[u32] {
+        self.0 .0.grefs()
+    }
+
+    /// The 32-bit word at a byte offset, a multiple of 4; the backend and other threads may use it at the same time.
+    pub fn word(&self, at: usize) -> &AtomicU32 {
+        self.0 .0.word(at)
     }
 }
 

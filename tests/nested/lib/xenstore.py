@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-DIRECTORY, READ, WRITE, RM, ERROR = 1, 2, 11, 13, 16
+DIRECTORY, READ, WRITE, RM, SET_PERMS, ERROR = 1, 2, 11, 13, 14, 16
 
 
 class XenStore:
@@ -44,6 +44,10 @@ class XenStore:
 
     def write(self, path: str, value: str) -> None:
         self._call(WRITE, path.encode() + b"\0" + value.encode())
+
+    def permit(self, path: str, *permissions: str) -> None:
+        """Sets who may do what with a node, as xenstore-chmod(1) has it: first the owner, with what everybody may."""
+        self._call(SET_PERMS, b"".join(word.encode() + b"\0" for word in (path, *permissions)))
 
     def remove(self, path: str) -> None:
         self._call(RM, path.encode() + b"\0")

@@ -44,6 +44,8 @@ pub enum Command {
     Order(Order),
     /// What a guest could do that means harm
     Attack(Attack),
+    /// On a disk that is changed while its storage hangs: what becomes of requests that wait behind flushes
+    Behind(Behind),
 }
 
 /// Options of all commands.
@@ -204,6 +206,20 @@ pub struct Attack {
     /// What the random numbers start from
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+/// Options of `behind`.
+#[derive(Args, Debug)]
+pub struct Behind {
+    /// Flushes to wait behind: more than the backend works on at a time
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(..=4096))]
+    pub flushes: u32,
+    /// Writes of a page each
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub writes: u32,
+    /// Where the first one begins
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MIB_AT_MOST))]
+    pub sector: u64,
 }
 
 /// Options of `load`.

@@ -7,6 +7,7 @@
 
 mod args;
 mod attack;
+mod behind;
 mod conformance;
 mod device;
 mod error;
@@ -52,6 +53,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Command::Load(options) => load::run(arguments, options)?,
         Command::Order(options) => order::run(arguments, options)?,
         Command::Attack(options) => attack::run(arguments, options)?,
+        Command::Behind(options) => behind::run(arguments, options)?,
     };
     if let Some(path) = &arguments.common.json {
         std::fs::write(path, format!("{report:#}\n"))

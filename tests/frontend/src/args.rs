@@ -252,6 +252,9 @@ pub struct Load {
     /// Microseconds that each answer takes to be dealt with, once all that are there have been taken
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub think: u64,
+    /// Report what is in each request's pages at the end: the sum of all words of 64 bits
+    #[arg(long)]
+    pub sums: bool,
     /// MiB of the disk to use, from its start (default: all)
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MIB_AT_MOST))]
     pub area: Option<u64>,

@@ -3,7 +3,7 @@
 //! A constant number of requests in flight, to measure what a backend can do.
 //!
 //! One thread for each ring; a request costs it the words of the slot and two looks at the clock. Data are not looked
-//! at. Requests are published in batches: all that the responses found at once make room for.
+//! at, but for what `--sums` reports of them at the end. Requests are published in batches: all that the responses found at once make room for.
 
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,7 @@ struct Plan {
     limit: u64,
     timeout: Duration,
     think: Duration,
+    sums: bool,
     end: Instant,
 }
 
@@ -59,6 +60,8 @@ struct Measured {
     notifications: u64,
     /// At most so many requests after those that it knew the backend has asked for an event.
     asked_ahead: u32,
+    /// Of the data of each request, if they are wanted.
+    sums: Vec<u64>,
 }
 
 /// A request that can be sent again and again: only operation, identifier and place on the disk change.
@@ -162,6 +165,7 @@ fn plan(device: &Device, options: &Load, timeout: Duration) -> Result<Plan> {
         seed: options.seed,
         timeout,
         think: Duration::from_micros(options.think),
+        sums: options.sums,
         limit: options.requests,
         end: Instant::now(),
     })
@@ -170,8 +174,9 @@ fn plan(device: &Device, options: &Load, timeout: Duration) -> Result<Plan> {
 /// The requests of one ring, and their pages.
 struct Requests {
     templates: Vec<Template>,
+    data: Pages,
     /// Only to stay granted.
-    _pages: [Pages; 2],
+    _descriptors: Pages,
 }
 
 impl Requests {
@@ -203,8 +208,23 @@ impl Requests {
             .collect();
         Ok(Requests {
             templates,
-            _pages: [pages, descriptors],
+            data: pages,
+            _descriptors: descriptors,
         })
+    }
+
+    /// Sum of all words of each request's data.
+    fn sums(&self, plan: Plan) -> Vec<u64> {
+        let length = plan.sectors.div_ceil(8) as usize * PAGE;
+        let mut data = vec![0; length];
+        (0..plan.depth)
+            .map(|slot| {
+                self.data.read(slot * length, &mut data);
+                data.chunks_exact(8)
+                    .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
+                    .fold(0, u64::wrapping_add)
+            })
+            .collect()
     }
 }
 
@@ -286,6 +306,9 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
             continue;
         }
         if ring.in_flight() == 0 {
+            if plan.sums {
+                measured.sums = requests.sums(plan);
+            }
             return Ok(measured);
         }
         if !ring.ask_event(plan.batch.min(ring.in_flight())) {
@@ -351,6 +374,7 @@ impl Measured {
         self.events += other.events;
         self.notifications += other.notifications;
         self.asked_ahead = self.asked_ahead.max(other.asked_ahead);
+        self.sums.extend(&other.sums);
     }
 }
 
@@ -412,6 +436,7 @@ fn report(arguments: &Arguments, options: &Load, total: &Measured, seconds: f64)
         "events": total.events,
         "notifications": total.notifications,
         "asked_ahead": total.asked_ahead,
+        "sums": total.sums,
     });
     (total.errors == 0, report)
 }

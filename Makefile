@@ -27,7 +27,7 @@ check-host: ## only the static checks and the protocol crate's tests
 check-nested: ## only the tests that run in dom0 under an emulated Xen
 	@$(XB) check --nested
 
-check-long: ## an hour of fuzzing, the long forms of the tests that have one: thousands of cycles, 64 disks; some hours
+check-long: ## an hour of fuzzing, the long forms of the tests that have one, then breaks the code to see them fail; some hours
 	@$(XB) check-long
 
 check-build-all: module ## build against the newest kernel of another series too

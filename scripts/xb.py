@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 
-from xb import archive, buildroot, checks, frontend, fuzz, kernel, module, runner  # noqa: E402
+from xb import archive, buildroot, checks, frontend, fuzz, kernel, module, mutate, runner  # noqa: E402
 from xb.common import BUILD, TOP, Fail, program, remove, say  # noqa: E402
 
 
@@ -48,10 +48,16 @@ def arguments() -> argparse.Namespace:
                          help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}")
     add("fmt", "format the Rust sources by the kernel's configuration")
     add("check-second", "build against the newest kernel of another series too")
-    add("check-long", "fuzz for an hour, run the long forms of the nested tests that have one")
+    add("check-long", "fuzz for an hour, run the long forms of the nested tests that have one, and break the code to see that tests fail")
     command = add("fuzz", "fuzz what parses bytes of a guest or of the toolstack", False)
     command.add_argument("--seconds", type=float, default=fuzz.SHORT, help="shared by the targets, several at a time (default: %(default)s)")
     command.add_argument("targets", nargs="*", metavar="TARGET", help=f"only these of {' '.join(fuzz.targets())}")
+    command = add("mutate", "break the code in many places, one at a time, and see that the test named for it fails")
+    command.add_argument("--list", action="store_true", help="show the breaks and their tests")
+    command.add_argument("--host", action="store_true", help="only those that the protocol crate's tests find")
+    command.add_argument("--nested", action="store_true", help="only those that tests inside Xen find")
+    command.add_argument("--quick", action="store_true", help="do not run the tests on the code as it is before")
+    command.add_argument("names", nargs="*", metavar="NAME", help="only these; * and ? are patterns")
     add("demo", "build, boot Xen and show guests on the module's disks")
     command = add("bench", "build, boot Xen and measure the module beside its peers; options after -- go to scripts/nested/bench.py")
     command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- OPTION")
@@ -89,10 +95,13 @@ def main() -> int:
             to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
             module.build(to)
         case "check-long":
-            found = fuzzed(fuzz.LONG, [])
-            return built_and_nested(options, "run.py", "--long") or found
+            codes = [fuzzed(fuzz.LONG, []), built_and_nested(options, "run.py", "--long")]
+            options = argparse.Namespace(**vars(options), list=False, host=False, nested=False, quick=False, names=[])
+            return max(*codes, mutate.run(options))
         case "fuzz":
             return fuzzed(options.seconds, options.targets)
+        case "mutate":
+            return mutate.run(options)
         case "demo":
             return built_and_nested(options, "demo.py")
         case "bench":

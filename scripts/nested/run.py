@@ -88,11 +88,11 @@ class Runner:
     """
 
     def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int | None,
-                 loops: float, long: bool, xen: str) -> None:
+                 loops: float, long: bool, xen: str, module: Path | None = None, brief: bool = False) -> None:
         self.image = image.ensure(kver)
         self.kver, self.backend, self.verbose, self.loops, self.long = kver, backend, verbose, loops, long
-        self.xen = xen
-        self.files = [*module_files(kver, backend), *frontend_files()]
+        self.xen, self.brief = xen, brief
+        self.files = [*module_files(kver, backend, module), *frontend_files()]
         times = read_json(TIMES).get(backend, {})
         self.jobs = [Job(test, kind) for test in tests for kind in ((0,) if cpus else test.processors or (0,))]
         # Those that need a machine of some kind come first: any machine can do the others at the end.
@@ -160,7 +160,7 @@ class Runner:
                 self._one(machine, test, outcome)
             except Dead as dead:
                 reason, _, console = str(dead).partition("\n")
-                outcome.result, outcome.reason = "fail", reason
+                outcome.result, outcome.reason = "fail", reason if up else f"boot: {reason}"
                 outcome.log += ["--- console of dom0", *console.splitlines()]
             except Exception as error:  # a bug of ours must not look like a pass
                 outcome.result, outcome.reason = "fail", f"runner: {type(error).__name__}: {error}"
@@ -188,7 +188,8 @@ class Runner:
         timeout = test.timeout * max(1.0, loops)
         shown = time.monotonic()
         while True:
-            machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state, loops=loops, pace=PACE)
+            machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state, loops=loops, pace=PACE,
+                         brief=self.brief)
             for message in machine.messages(timeout + GRACE):
                 if "log" in message:
                     outcome.log.append(message["log"])
@@ -261,11 +262,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=positive, default=2, help="machines at a time")
     parser.add_argument("--cpus", type=positive, help="processors of each machine, and of dom0 in it (default: one and two in turn)")
     parser.add_argument("--xen", default="", metavar="OPTIONS", help="more options for Xen's command line")
+    parser.add_argument("--module", type=Path, metavar="FILE", help="this module rather than that of `make`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
     parser.add_argument("--repeat", type=positive, default=1, help="run each test so often")
     parser.add_argument("--loops", type=float, default=1, metavar="FACTOR", help="longer or shorter loops in the tests that have any")
     parser.add_argument("--long", action="store_true", help="only the tests that have a long form, in that form")
+    parser.add_argument("--brief", action="store_true", help="do not look around after a failure, only say what it was")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the tests' logs as they run")
     parser.add_argument("--shell", action="store_true")
     parser.add_argument("--exec", metavar="COMMAND")
@@ -298,7 +301,7 @@ def main() -> int:
     start = time.monotonic()
     with lock("nested tests"):  # two runs at a time would only run into each other's time limits
         runner = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
-                        options.loops, options.long, options.xen)
+                        options.loops, options.long, options.xen, options.module, options.brief)
         outcomes = runner.run()
     if options.json:
         write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})

@@ -20,7 +20,7 @@ from typing import Any
 
 from image import NESTED, TOP, Image, write_cpio
 from xb import buildroot, frontend
-from xb.common import BUILD, Fail, remove
+from xb.common import BUILD, Fail, lock, rel, remove
 
 ROOT = BUILD / "root"
 TESTS = TOP / "tests/nested"
@@ -54,13 +54,13 @@ def qemu(root: Path = ROOT) -> list[str]:
             str(binary), "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
 
 
-def module_files(kver: str, backend: str) -> list[tuple[Path, str, int]]:
-    """What an installed xen-blkback-rs consists of: (source, path in dom0, mode)."""
+def module_files(kver: str, backend: str, module: Path | None = None) -> list[tuple[Path, str, int]]:
+    """What an installed xen-blkback-rs consists of: (source, path in dom0, mode). MODULE is another one than `make` builds."""
     if backend != "rs":
         return []
-    module = BUILD / "module" / kver / "xen-blkback-rs.ko"
+    module = module or BUILD / "module" / kver / "xen-blkback-rs.ko"
     if not module.exists():
-        raise Fail(f"no {module.relative_to(TOP)}: run `make KVER={kver}` first, or choose --backend loop or qdisk")
+        raise Fail(f"no {rel(module)}: run `make KVER={kver}` first, or choose --backend loop or qdisk")
     files = [(module, f"usr/lib/modules/{kver}/updates/xen-blkback-rs.ko", 0o644)]
     for name, target, mode in (("xen-blkback-rs.conf", "etc/modprobe.d/xen-blkback-rs.conf", 0o644),
                                ("block-rs", "etc/xen/scripts/block-rs", 0o755)):

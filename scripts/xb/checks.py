@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import archive, buildroot, frontend, fuzz, module
+from . import archive, buildroot, frontend, fuzz, module, mutate
 from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
 
 RUST_DIRS = ("blkback", "rust-bindings")
@@ -214,6 +214,11 @@ def default_kernel(to: module.Target | None = None) -> None:
             raise Fail(f"of {' and '.join(ready)} it is {best}")
 
 
+def mutations(to: module.Target | None = None) -> None:
+    """Each break of tests/mutations still can be made, and names tests that are there."""
+    mutate.check()
+
+
 def _script(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """Runs a program of scripts/ for the default kernel."""
     env = {name: value for name, value in os.environ.items() if name not in ("KVER", "KDIR")}
@@ -276,7 +281,7 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, uninstall, cargo, ring_frontend, fuzzing]
+WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, mutations, uninstall, cargo, ring_frontend, fuzzing]
 CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, misuse, clippy]
 
 

@@ -107,7 +107,7 @@ def build(to: Target, *, clippy: bool = False) -> bool:
     """Builds the module (or, with clippy=True, passes it through clippy); returns False if there was nothing to do."""
     output = to.output(clippy)
     stamp = output / ".xb-stamp"
-    tree_key = digest(to.key, inspect.getsource(build), to.cc)
+    tree_key = digest(to.key, inspect.getsource(build), inspect.getsource(kernel_make), to.cc)
     done = {"tree": tree_key, "sources": _sources_key()}
     if read_json(stamp) == done:
         return False
@@ -122,10 +122,7 @@ def build(to: Target, *, clippy: bool = False) -> bool:
         (output / ".xb-tree").write_text(tree_key)
         log = f"{'clippy' if clippy else 'module'}-{to.release}"
         with step(f"{'clippy' if clippy else NAME + '.ko'} for {to.release}"):
-            kernel_make = ["make", f"-j{JOBS}", "-C", str(to.tree), *kernel.ARGUMENTS, *_compiler(to.cc),
-                           f"KERNELRELEASE={to.release}", f"M={TOP}", f"MO={output}", *(["CLIPPY=1"] if clippy else []),
-                           "modules"]
-            to.run(kernel_make, log)
+            to.run(kernel_make(to, TOP, output, *(["CLIPPY=1"] if clippy else [])), log)
             try:
                 _refuse_warnings(LOGS / f"{log}.log")
                 if not clippy:
@@ -137,6 +134,12 @@ def build(to: Target, *, clippy: bool = False) -> bool:
     if not clippy:
         say(f"{rel(to.ko)}: loads into {to.release}")
     return True
+
+
+def kernel_make(to: Target, source: Path, output: Path, *more: str) -> list[str]:
+    """The command that builds the module from SOURCE into OUTPUT."""
+    return ["make", f"-j{JOBS}", "-C", str(to.tree), *kernel.ARGUMENTS, *_compiler(to.cc), f"KERNELRELEASE={to.release}",
+            f"M={source}", f"MO={output}", *more, "modules"]
 
 
 def _compiler(cc: str) -> list[str]:

@@ -90,6 +90,7 @@ class Agent:
             path.write_text("")
         argv = [sys.executable, "-u", str(LIB / "runtest.py"), message["run"], message["backend"]]
         os.environ["XB_LOOPS"] = str(message.get("loops", 1))
+        os.environ["XB_BRIEF"] = "1" if message.get("brief") else ""
         if message.get("state") is not None:
             argv.append(json.dumps(message["state"]))
         timeout = message["timeout"] * self.pace

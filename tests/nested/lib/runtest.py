@@ -77,6 +77,9 @@ def main() -> None:
         kind, reason = "fail", f"{type(error).__name__}: {error}"
         traceback.print_exc(file=sys.stdout)
     if kind == "fail":
+        if os.environ.get("XB_BRIEF"):  # the machine is given up, and nobody wants to know more
+            report(kind, reason)
+            os._exit(1)
         explain(env)
     elif env.domains():
         kind, reason = "fail", f"the test left domains {sorted(env.domains())} behind"

@@ -219,6 +219,19 @@ def mutations(to: module.Target | None = None) -> None:
     mutate.check()
 
 
+def compiler(to: module.Target | None = None) -> None:
+    """The compiler of a kernel tree is recognized by its version, whoever has made it."""
+    for version, there, wanted in (
+            ("gcc-14 (Debian 14.2.0-19) 14.2.0", (), "gcc-14"),
+            ("x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0", (), "x86_64-linux-gnu-gcc-14"),
+            ("Debian clang version 19.1.7 (3+b1)", ("clang", "clang-19"), "clang-19"),
+            ("Ubuntu clang version 18.1.3 (1ubuntu1)", ("clang",), "clang"),
+            ("clang version 20.1.0 (https://github.com/llvm/llvm-project.git 24a30da)", ("clang", "clang-19"), "clang"),
+            ("", (), "gcc")):
+        if (found := module.compiler(version, lambda name: name in there)) != wanted:
+            raise Fail(f"of {version!r} it is {found}, not {wanted}")
+
+
 def _script(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """Runs a program of scripts/ for the default kernel."""
     env = {name: value for name, value in os.environ.items() if name not in ("KVER", "KDIR")}
@@ -281,7 +294,8 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, mutations, uninstall, cargo, ring_frontend, fuzzing]
+WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, mutations, uninstall, compiler, cargo, ring_frontend,
+                                  fuzzing]
 CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, misuse, clippy]
 
 

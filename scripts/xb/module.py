@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Target:
     tree: Path
     key: str  # changes when the tree does
     cc: str
+    lld: bool  # linked by clang's own linker, so that all tools are LLVM's
     on_host: bool  # run the host's tools rather than those of the build root
     stock: Path | None  # /lib/modules/KVER of the packaged kernel, absent with KDIR=
 
@@ -64,7 +65,7 @@ def target(kver: str | None, kdir: str | None) -> Target:
         return _kdir_target(Path(kdir).resolve())
     kver = kver or archive.default_kver()
     tree = kernel.ensure(kver)
-    return Target(kver, tree, kernel.key(kver), kernel.CC, False, kernel.directory(kver) / "modules")
+    return Target(kver, tree, kernel.key(kver), kernel.CC, False, False, kernel.directory(kver) / "modules")
 
 
 def release_of(kver: str | None, kdir: str | None) -> str:
@@ -88,10 +89,25 @@ def _kdir_target(tree: Path) -> Target:
     on_host = bool(shutil.which("rustc")) and _version(subprocess.run, capture_output=True, text=True) == rustc
     if not on_host and (ours := _version(buildroot.run, capture=True)) != rustc:
         raise Fail(f"KDIR={tree} was built by {rustc}; neither this host nor the build root ({ours}) has that compiler")
-    cc = _config(text, "CONFIG_CC_VERSION_TEXT").split(" ")[0] or "gcc"
+    cc = compiler(_config(text, "CONFIG_CC_VERSION_TEXT"), lambda name: _there(name, on_host))
     inputs = [(path, path.stat()) for path in (config, tree / "Module.symvers", tree / "rust/libkernel.rmeta")]
     key = digest(str(tree), *(f"{path} {stat.st_mtime_ns} {stat.st_size}" for path, stat in inputs))
-    return Target(release.read_text().strip(), tree, key, cc, on_host, None)
+    return Target(release.read_text().strip(), tree, key, cc, "\nCONFIG_LD_IS_LLD=y\n" in text, on_host, None)
+
+
+def compiler(version: str, there: Callable[[str], bool]) -> str:
+    """The compiler whose first line of --version is VERSION; THERE says whether there is one of a name.
+
+    gcc begins that line with the name by which it was called, clang with its vendor ("Debian clang version 19.1.7").
+    """
+    clang = re.search(r"\bclang version (\d+)", version)
+    if not clang:
+        return version.split(" ")[0] or "gcc"
+    return next((name for name in (f"clang-{clang[1]}", "clang") if there(name)), "clang")
+
+
+def _there(name: str, on_host: bool) -> bool:
+    return bool(shutil.which(name)) if on_host else (buildroot.ROOT / "usr/bin" / name).exists()
 
 
 def _config(text: str, name: str) -> str:
@@ -138,12 +154,15 @@ def build(to: Target, *, clippy: bool = False) -> bool:
 
 def kernel_make(to: Target, source: Path, output: Path, *more: str) -> list[str]:
     """The command that builds the module from SOURCE into OUTPUT."""
-    return ["make", f"-j{JOBS}", "-C", str(to.tree), *kernel.ARGUMENTS, *_compiler(to.cc), f"KERNELRELEASE={to.release}",
+    return ["make", f"-j{JOBS}", "-C", str(to.tree), *kernel.ARGUMENTS, *_compiler(to), f"KERNELRELEASE={to.release}",
             f"M={source}", f"MO={output}", *more, "modules"]
 
 
-def _compiler(cc: str) -> list[str]:
-    return ["LLVM=1"] if cc.endswith("clang") else [f"CC={cc}"]
+def _compiler(to: Target) -> list[str]:
+    """What has kbuild use the same tools again."""
+    if to.lld:
+        return [f"LLVM={to.cc.removeprefix('clang') or 1}"]
+    return [f"CC={to.cc}"]
 
 
 def _sources_key() -> str:

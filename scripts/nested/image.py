@@ -2,7 +2,7 @@
 
     build/nested/base-HASH/      Debian trixie with the Xen tools, unpacked (independent of the kernel: run as a
                                  program, this file makes it ahead of time)
-    build/nested/KVER-HASH/      dom0.img  dom0.cpio  xen  vmlinuz
+    build/nested/RELEASE-HASH/   dom0.img  dom0.cpio  xen  vmlinuz (with the debug kernel: an ELF file)
 
 Each directory is named after the hash of everything that it is made from, so that a second call finds it and does
 nothing. Nothing of the project's own code is in an image: module, tests and agent come in through a tar drive that
@@ -49,8 +49,8 @@ FIO_LIBRARIES = ("libnuma.so.1", "libz.so.1", "libm.so.6", "libaio.so.1t64", "li
 
 @dataclass(frozen=True)
 class Image:
-    """The files of one kernel release that QEMU boots from."""
-    kver: str
+    """The files that QEMU boots from, and the kernel release that dom0 is of."""
+    release: str
     directory: Path
 
     @property
@@ -70,6 +70,19 @@ class Image:
         return self.directory / "dom0.img"
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and its modules directory."""
+    release: str
+    file: Path
+    directory: Path
+
+    def state(self) -> list[str | bytes]:
+        """Changes when they do."""
+        state = self.file.stat()
+        return [f"{state.st_size} {state.st_mtime_ns}", (self.directory / "modules.dep").read_bytes()]
+
+
 def kernel_files(kver: str) -> tuple[Path, Path]:
     """The stock kernel and its modules directory, as scripts/xb.py prepares them."""
     base = KERNELS / kver
@@ -78,20 +91,21 @@ def kernel_files(kver: str) -> tuple[Path, Path]:
     return base / "vmlinuz", base / "modules"
 
 
-def ensure(kver: str) -> Image:
-    """The images for release KVER, made when something that they depend on has changed."""
-    vmlinuz, modules = kernel_files(kver)
+def ensure(kver: str, dom0: Kernel | None = None) -> Image:
+    """The images for release KVER, made when something that they depend on has changed. DOM0 is a kernel for dom0 alone;
+    the guests run the stock one."""
+    stock = Kernel(kver, *kernel_files(kver))
+    dom0 = dom0 or stock
     recipe = inspect.getsource(sys.modules[__name__])
     base = ensure_base()
     guest = [path.read_bytes() for path in sorted(GUEST.iterdir()) if path.is_file()]
-    state = vmlinuz.stat()
-    key = digest(recipe, base.name, *guest, f"{state.st_size} {state.st_mtime_ns}", (modules / "modules.dep").read_bytes())
-    directory = NESTED / f"{kver}-{key}"
+    key = digest(recipe, base.name, *guest, *stock.state(), *(() if dom0 == stock else dom0.state()))
+    directory = NESTED / f"{dom0.release}-{key}"
     if not directory.exists():
         with lock("nested"):
             if not directory.exists():
-                _make(kver, base, vmlinuz, modules, directory)
-    return Image(kver, directory)
+                _make(base, stock, dom0, directory)
+    return Image(dom0.release, directory)
 
 
 def ensure_base() -> Path:
@@ -118,44 +132,47 @@ def _make_base(base: Path) -> None:
     new.rename(base)
 
 
-def _make(kver: str, base: Path, vmlinuz: Path, modules: Path, directory: Path) -> None:
-    for old in NESTED.glob(f"{kver}-*"):
+def _make(base: Path, stock: Kernel, dom0_kernel: Kernel, directory: Path) -> None:
+    release = dom0_kernel.release
+    for old in NESTED.glob(f"{release}-*"):
         with contextlib.suppress(OSError):
             remove(old)
-    new = NESTED / f".new-{kver}"
+    new = NESTED / f".new-{release}"
     remove(new)
     work = new / "work"
     work.mkdir(parents=True)
-    shutil.copy(vmlinuz, new / "vmlinuz")
+    shutil.copy(dom0_kernel.file, new / "vmlinuz")
     (new / "xen").write_bytes(gzip.decompress(next((base / "boot").glob(f"xen-{XEN}*.gz")).read_bytes()))
 
-    with step(f"nested: initramfs of dom0 and of the guests, {kver}"):
+    with step(f"nested: initramfs of dom0 and of the guests, {release}"):
         dom0 = Tree(work / "dom0-initramfs")
         dom0.add(base / "usr/bin/busybox", "bin/busybox")
-        dom0.modules(kver, modules, ("virtio_blk", "virtio_pci", "ext4"))
+        dom0.modules(dom0_kernel, ("virtio_blk", "virtio_pci", "ext4"))
         dom0.write("init", DOM0_INIT, 0o755)
         dom0.finish()
         write_cpio(dom0.path, new / "dom0.cpio")
 
         guest = Tree(work / "guest")
-        _guest_tree(guest, base, kver, modules)
+        _guest_tree(guest, base, stock)
         write_cpio(guest.path, new / "guest.cpio")
         buildroot.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(guest.path), str(new / "guest-root.img"), "64M"],
                       log="nested-image")
 
-    with step(f"nested: dom0's disk image, {kver}"):
+    with step(f"nested: dom0's disk image, {release}"):
         root = Tree(work / "dom0")
         buildroot.run(["cp", "-a", f"{base}/.", str(root.path)], log="nested-image", append=True)
-        root.modules(kver, modules, DOM0_MODULES)
+        for each in dict.fromkeys((stock, dom0_kernel)):  # a guest may have this as its root, too
+            root.modules(each, DOM0_MODULES)
+            buildroot.run(["depmod", "-b", str(root.path), each.release], log="nested-image", append=True)
         payload = work / "payload"
-        payload.write_bytes(_payload(vmlinuz.read_bytes()))
+        payload.write_bytes(_payload(stock.file.read_bytes()))
         target = root.path / "opt/guest"
         target.mkdir(parents=True)
         # The guests' kernel is the stock one without its wrapper: unpacking it at every `xl create` costs seconds.
         with (target / "vmlinux").open("wb") as out:
             buildroot.run(["zstd", "-q", "-d", "-c", str(payload)], stdout=out)
         # qemu, which boots HVM guests, wants the wrapper.
-        shutil.copy(vmlinuz, target / "vmlinuz")
+        shutil.copy(stock.file, target / "vmlinuz")
         for name in ("guest.cpio", "guest-root.img"):
             shutil.move(new / name, target / name)
         for name in ("boot/xen-*", "var/cache/apt/*", "var/lib/apt/lists/*", "usr/share/qemu/*.fd"):
@@ -164,7 +181,6 @@ def _make(kver: str, base: Path, vmlinuz: Path, modules: Path, directory: Path) 
         for name in ("etc/hostname", "etc/fstab"):
             (root.path / name).write_text("dom0\n" if name.endswith("hostname") else "")
         (root.path / "opt/xb").mkdir()
-        buildroot.run(["depmod", "-b", str(root.path), kver], log="nested-image", append=True)
         buildroot.run(["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", str(root.path),
                        str(new / "dom0.img"), "1200M"], log="nested-image", append=True)
     remove(work)
@@ -189,9 +205,9 @@ class Tree:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, path)
 
-    def modules(self, kver: str, source: Path, names: tuple[str, ...] | list[str]) -> None:
+    def modules(self, kernel: Kernel, names: tuple[str, ...] | list[str]) -> None:
         """NAMES and what they depend on, unpacked: quicker to load and to index under emulation."""
-        target = Path("usr/lib/modules") / kver
+        source, target = kernel.directory, Path("usr/lib/modules") / kernel.release
         for name in modules_closure(source, names):
             data = (source / name).read_bytes()
             plain = re.sub(r"\.xz$", "", name)
@@ -201,7 +217,7 @@ class Tree:
         for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
             if (source / name).exists():
                 self.add(source / name, str(target / name))
-        self.kver = kver
+        self.release = kernel.release
 
     def finish(self) -> None:
         """What every initramfs has."""
@@ -209,7 +225,7 @@ class Tree:
             (self.path / name).mkdir(exist_ok=True)
         (self.path / "lib").symlink_to("usr/lib")
         (self.path / "lib64").symlink_to("usr/lib64")
-        buildroot.run(["depmod", "-b", str(self.path), self.kver], log="nested-depmod")
+        buildroot.run(["depmod", "-b", str(self.path), self.release], log="nested-depmod")
 
 
 def modules_closure(source: Path, names: tuple[str, ...] | list[str]) -> list[str]:
@@ -236,7 +252,7 @@ def modules_closure(source: Path, names: tuple[str, ...] | list[str]) -> list[st
     return sorted(found)
 
 
-def _guest_tree(tree: Tree, base: Path, kver: str, modules: Path) -> None:
+def _guest_tree(tree: Tree, base: Path, kernel: Kernel) -> None:
     """One tree that serves as the guests' initramfs and, in an image, as their root file system."""
     tree.add(base / "usr/bin/busybox", "bin/busybox")
     programs = list(GUEST_PROGRAMS)
@@ -256,7 +272,7 @@ def _guest_tree(tree: Tree, base: Path, kver: str, modules: Path) -> None:
         (tree.path / "sbin" / link).symlink_to(program)
     tree.add(base / "etc/mke2fs.conf", "etc/mke2fs.conf")
     buildroot.run(["sh", "-ec", STUB_LIBRARIES, "sh", str(base), str(directory), *FIO_LIBRARIES], log="nested-stubs")
-    tree.modules(kver, modules, GUEST_MODULES)
+    tree.modules(kernel, GUEST_MODULES)
     tree.write("init", (GUEST / "init").read_text(), 0o755)
     tree.finish()
 

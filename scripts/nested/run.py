@@ -87,13 +87,16 @@ class Runner:
     Half of the machines have one processor, the others two, unless CPUS says how many all have.
     """
 
+    # Under this name times are remembered, if not under the backend's.
+    TIMES_OF = ""
+
     def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int | None,
-                 loops: float, long: bool, xen: str, module: Path | None = None, brief: bool = False) -> None:
-        self.image = image.ensure(kver)
+                 loops: float, long: bool, xen: str = "", module: Path | None = None, brief: bool = False) -> None:
         self.kver, self.backend, self.verbose, self.loops, self.long = kver, backend, verbose, loops, long
         self.xen, self.brief = xen, brief
+        self.image = self._image()
         self.files = [*module_files(kver, backend, module), *frontend_files()]
-        times = read_json(TIMES).get(backend, {})
+        times = read_json(TIMES).get(self.TIMES_OF or backend, {})
         self.jobs = [Job(test, kind) for test in tests for kind in ((0,) if cpus else test.processors or (0,))]
         # Those that need a machine of some kind come first: any machine can do the others at the end.
         self.queue = sorted(self.jobs, key=lambda job: (not job.cpus, -times.get(job.test.name, job.test.estimate)))
@@ -121,7 +124,7 @@ class Runner:
             for machine in self.machines:
                 machine.remove()
         times = read_json(TIMES)
-        times.setdefault(self.backend, {}).update({o.name: round(o.seconds, 1) for o in self.outcomes if o.result == "ok"})
+        times.setdefault(self.TIMES_OF or self.backend, {}).update({o.name: round(o.seconds, 1) for o in self.outcomes if o.result == "ok"})
         write_json(TIMES, times)
         return self.outcomes
 
@@ -143,12 +146,12 @@ class Runner:
         while not self.stop:
             job = self._next(number)
             if not job:
-                return
+                break
             test, cpus = job.test, self.kinds[number]
             if not machine or machine.cpus != cpus:
                 if machine:
                     machine.kill()
-                machine, up = Machine(self.image, self.files, cpus=cpus, xen=self.xen), False
+                machine, up = self._machine(cpus), False
                 self.machines.append(machine)
             start = time.monotonic()
             outcome = Outcome(test.name, cpus, "fail")
@@ -171,12 +174,23 @@ class Runner:
                 machine.kill()
                 up = False
             self._report(outcome)
+        if machine and up and not self.stop:
+            self._end(machine)
+
+    def _image(self) -> image.Image:
+        return image.ensure(self.kver)
+
+    def _machine(self, cpus: int) -> Machine:
+        return Machine(self.image, self.files, cpus=cpus, xen=self.xen)
+
+    def _end(self, machine: Machine) -> None:
+        """When there is no test left for a machine that is up."""
 
     def _boot(self, machine: Machine, number: int) -> None:
         start = time.monotonic()
         release = machine.boot()
-        if release != self.kver:
-            raise Dead(f"dom0 runs {release}, not {self.kver}")
+        if release != self.image.release:
+            raise Dead(f"dom0 runs {release}, not {self.image.release}")
         with self.lock:
             processors = "one processor" if machine.cpus == 1 else f"{machine.cpus} processors"
             say(f"machine {number + 1}: Xen and {release} with {processors} up after {time.monotonic() - start:.1f} s; "

@@ -232,6 +232,34 @@ def compiler(to: module.Target | None = None) -> None:
             raise Fail(f"of {version!r} it is {found}, not {wanted}")
 
 
+def reports(to: module.Target | None = None) -> None:
+    """Of the kernel's reports only the known ones are excused, whatever comes after them."""
+    sys.path.insert(0, str(TOP / "tests/nested"))
+    try:
+        from lib.basics import KernelLog  # type: ignore[import-not-found]
+    finally:
+        sys.path.pop(0)
+    stack = ["Call Trace:", " <TASK>", "{}+0x10/0x20", " </TASK>"]
+    preempt = ["BUG: using smp_processor_id() in preemptible [00000000] code: 1-0.0/99", *stack]
+    on_stack = ["ODEBUG: object is on stack, but NOT annotated.", "WARNING: lib/debugobjects.c:655 at lookup_object", *stack,
+                "---[ end trace 0000000000000000 ]---"]
+    freed = ["BUG: KASAN: slab-use-after-free in gnttab_unmap_refs_sync+0x1/0x2", *stack]
+    error = ["Buffer I/O error on dev xvda"]
+
+    def log(function: str, *texts: list[str]) -> list[str]:
+        return [line.format(function) for text in texts for line in text]
+
+    for lines, wanted in (
+            (log("xen_irq_lateeoi", preempt, error), error),
+            (log("other", preempt), [preempt[0], "Call Trace:"]),
+            (log("gnttab_unmap_refs_sync", on_stack, error), error),
+            (log("xen_irq_lateeoi", preempt, stack), ["Call Trace:"]),
+            (log("gnttab_unmap_refs_sync", freed), [freed[0], "Call Trace:"]),
+            (log("other", preempt, ["xen_irq_lateeoi+0x1/0x2"]), [preempt[0], "Call Trace:"])):
+        if (found := KernelLog.faults(lines)) != wanted:
+            raise Fail(f"of {lines} these fail a test: {found}, not {wanted}")
+
+
 def _script(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """Runs a program of scripts/ for the default kernel."""
     env = {name: value for name, value in os.environ.items() if name not in ("KVER", "KDIR")}
@@ -294,8 +322,8 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, mutations, uninstall, compiler, cargo, ring_frontend,
-                                  fuzzing]
+WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, mutations, uninstall, compiler, reports, cargo,
+                                  ring_frontend, fuzzing]
 CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, misuse, clippy]
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from . import reports
 from .pace import preset
 
 T = TypeVar("T")
@@ -122,9 +123,7 @@ def read(path: str | os.PathLike[str], default: str = "") -> str:
 class KernelLog:
     """The kernel's messages from the moment at which this was made."""
 
-    BAD = re.compile(r"\bWARNING:|\bBUG\b|\bOops\b|Call Trace|blocked for more than|general protection fault|"
-                     r"Unable to handle|kernel panic|refcount_t|list_(add|del) corruption|rust_kernel.*panic|"
-                     r"Buffer I/O error|bad unmap|unmap failed", re.IGNORECASE)
+    BAD = re.compile(reports.FIRST.pattern + "|Call Trace|Buffer I/O error|bad unmap|unmap failed", re.IGNORECASE)
 
     def __init__(self) -> None:
         self.file = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
@@ -146,4 +145,9 @@ class KernelLog:
 
     def bad(self) -> list[str]:
         """Messages that fail a test, whatever else it found."""
-        return [line for line in self.lines() if self.BAD.search(line)]
+        return self.faults(self.lines())
+
+    @classmethod
+    def faults(cls, lines: list[str]) -> list[str]:
+        excused = reports.excused(lines)
+        return [line for number, line in enumerate(lines) if cls.BAD.search(line) and number not in excused]

@@ -1,0 +1,87 @@
+"""What the kernel's instruments report, and which of that is the kernel's own: KNOWN is the one list of it.
+
+A report that is not in the list fails the test in which it appears, and `make check-debug`, whoever is to blame.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+KMEMLEAK = "/sys/kernel/debug/kmemleak"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A report that says nothing about the module: its first line and its text match."""
+    name: str
+    first: str
+    text: str
+    reason: str
+
+
+KNOWN = (
+    Known("in-tree driver's work on the stack", r"WARNING: .*debugobjects", r"gnttab_unmap_refs_sync",
+          "gnttab_unmap_refs_sync() has its delayed work on the stack and does not say so to the kernel; xen-blkback calls it "
+          "when it disconnects, this module never does"),
+    Known("event channel from preemptible code", r"BUG: using (?:__this_cpu_\w+|smp_processor_id)\(\) in preemptible", r"xen_irq_lateeoi",
+          "xen_irq_lateeoi() looks at the number of its processor and takes no harm from being moved; every late-EOI user calls "
+          "it so"),
+)
+# What does not fail a test, by the name of the function that has allocated it.
+KNOWN_LEAKS: dict[str, str] = {}
+
+# The first line of a report. What belongs to one need not match.
+FIRST = re.compile(r"\bWARNING:|\bBUG\b|\bOops\b|blocked for more than|general protection fault|Unable to handle|kernel panic|"
+                   r"refcount_t|list_(?:add|del) corruption|rust_kernel.*panic|trying to register non-static key|"
+                   r"lockdep is turned off", re.IGNORECASE)
+LAST = re.compile(r"---\[ end trace")
+STACK_ENDS = "</TASK>"
+LINES = 250  # that a report has at most; lockdep's are the longest
+
+
+def debug_kernel() -> bool:
+    """Whether dom0 runs the debug kernel: memory is held back there, and everything takes longer."""
+    return os.path.exists(KMEMLEAK)
+
+
+def split(lines: list[str]) -> dict[int, list[str]]:
+    """The reports among the kernel's messages, by the number of their first line. The next one ends a report at latest."""
+    found: dict[int, list[str]] = {}
+    first = None
+    for number, line in enumerate(lines):
+        if FIRST.search(line) and not (first is not None and "lockdep is turned off" in line):
+            first = number
+            found[first] = []
+        if first is not None:
+            found[first].append(line)
+            if LAST.search(line) or len(found[first]) == LINES:
+                first = None
+    return found
+
+
+def head(report: list[str]) -> list[str]:
+    """A report to the end of its first stack; what follows may be something else."""
+    end = next((number for number, line in enumerate(report) if STACK_ENDS in line), len(report))
+    return report[:end]
+
+
+def known(report: list[str]) -> Known | None:
+    """Why a report is none of ours."""
+    text = "\n".join(line for line in head(report) if "Modules linked in" not in line)
+    return next((each for each in KNOWN if re.search(each.first, report[0]) and re.search(each.text, text)), None)
+
+
+def excused(lines: list[str]) -> set[int]:
+    """By number, of the messages of known reports those that would fail a test. Others may come between them."""
+    return {first + number for first, report in split(lines).items() if known(report)
+            for number, line in enumerate(head(report)) if number == 0 or "Call Trace" in line}
+
+
+def leaks() -> list[str]:
+    """What nothing refers to any more and nobody has freed, as kmemleak has found it."""
+    with open(KMEMLEAK) as file:
+        text = file.read()
+    return [entry for entry in re.split(r"\n(?=unreferenced object)", text)
+            if entry and not any(f"{name}+" in entry for name in KNOWN_LEAKS)]

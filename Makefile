@@ -10,7 +10,7 @@ BENCH ?=
 export KVER KDIR XB_MIRROR
 XB := python3 scripts/xb.py
 
-.PHONY: module kernel check check-host check-nested check-long check-build-all fmt demo bench install uninstall clean distclean help
+.PHONY: module kernel check check-host check-nested check-debug check-long check-build-all fmt demo bench install uninstall clean distclean help
 
 module: ## build the module for KVER (the default target): build/module/KVER/xen-blkback-rs.ko
 	@$(XB) module
@@ -26,6 +26,9 @@ check-host: ## only the static checks and the protocol crate's tests
 
 check-nested: ## only the tests that run in dom0 under an emulated Xen
 	@$(XB) check --nested
+
+check-debug: ## the nested tests on a dom0 kernel with KASAN, lockdep, kmemleak and others; over an hour
+	@$(XB) check-debug
 
 check-long: ## an hour of fuzzing, the long forms of the tests that have one, then breaks the code to see them fail; some hours
 	@$(XB) check-long

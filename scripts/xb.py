@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 
-from xb import archive, buildroot, checks, frontend, fuzz, kernel, module, mutate, runner  # noqa: E402
+from xb import archive, buildroot, checks, debugkernel, frontend, fuzz, kernel, module, mutate, runner  # noqa: E402
 from xb.common import BUILD, TOP, Fail, program, remove, say  # noqa: E402
 
 
@@ -48,6 +48,8 @@ def arguments() -> argparse.Namespace:
                          help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}")
     add("fmt", "format the Rust sources by the kernel's configuration")
     add("check-second", "build against the newest kernel of another series too")
+    command = add("check-debug", "run the nested tests on a dom0 whose kernel has its instruments on")
+    command.add_argument("names", nargs="*", metavar="TEST", help="only these nested tests")
     add("check-long", "fuzz for an hour, run the long forms of the nested tests that have one, and break the code to see that tests fail")
     command = add("fuzz", "fuzz what parses bytes of a guest or of the toolstack", False)
     command.add_argument("--seconds", type=float, default=fuzz.SHORT, help="shared by the targets, several at a time (default: %(default)s)")
@@ -94,6 +96,8 @@ def main() -> int:
         case "check-second":
             to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
             module.build(to)
+        case "check-debug":
+            return check_debug(options)
         case "check-long":
             codes = [fuzzed(fuzz.LONG, []), built_and_nested(options, "run.py", "--long")]
             options = argparse.Namespace(**vars(options), list=False, host=False, nested=False, quick=False, names=[])
@@ -177,6 +181,21 @@ def check(options: argparse.Namespace) -> int:
         if in_xen:
             results += runner.nested(to)
     return runner.finish(results, started)
+
+
+def check_debug(options: argparse.Namespace) -> int:
+    """The nested tests on the debug kernel: the module is built for it, and for the stock kernel of the guests."""
+    started = time.monotonic()
+    if options.kdir:
+        raise Fail("check-debug makes its own kernel: KDIR= has no meaning here")
+    with ahead():
+        stock = module.target(options.kver, None)
+        module.build(stock)
+        to = module.target(None, str(debugkernel.ensure(stock.release) / "tree"))
+        module.build(to)
+    results = runner.host([checks.instrumented], to)
+    results += runner.in_xen(stock.release, runner.DEBUG, "debug", *options.names)
+    return runner.finish(results, started, "check-debug")
 
 
 if __name__ == "__main__":

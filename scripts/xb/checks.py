@@ -61,14 +61,25 @@ def clippy(to: module.Target) -> None:
 def panic_gate(to: module.Target) -> None:
     """No Rust object of the module refers to a function that panics."""
     module.build(to)
-    output = to.output()
-    objects = [path for path in output.rglob("*.o") if (TOP / path.relative_to(output)).with_suffix(".rs").exists()]
-    if not objects:
-        raise Fail(f"no Rust object in {rel(output)}: the gate has nothing to look at")
+    output, objects = to.output(), _rust_objects(to)
     found = [f"{line.split(':')[0].removeprefix(str(output) + '/')} refers to {line.split()[-1]}"
              for line in to.read(["nm", "-A", "-u", *map(str, objects)]).splitlines() if PANIC.search(line)]
     if found:
         raise Fail(_list(found))
+
+
+def instrumented(to: module.Target) -> None:
+    """Built for the debug kernel, each Rust object of the module has KASAN look at its accesses."""
+    if without := [path.name for path in _rust_objects(to) if "__asan_load" not in to.read(["nm", "-u", str(path)])]:
+        raise Fail(f"KASAN does not look at {' '.join(without)}")
+
+
+def _rust_objects(to: module.Target) -> list[Path]:
+    output = to.output()
+    objects = [path for path in output.rglob("*.o") if (TOP / path.relative_to(output)).with_suffix(".rs").exists()]
+    if not objects:
+        raise Fail(f"no Rust object in {rel(output)}: there is nothing to look at")
+    return objects
 
 
 def misuse(to: module.Target) -> None:

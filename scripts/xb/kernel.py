@@ -152,6 +152,21 @@ def _download(packages: list[str], debs: Path, unpacked: Path, log: str, *, appe
         deb.unlink()
 
 
+def unpack_source(release: archive.Release, tree: Path, log: str) -> None:
+    """Puts the whole source of RELEASE into TREE, as Debian has patched it."""
+    tree.mkdir(parents=True)
+    debs, unpacked = tree.with_name("debs"), tree.with_name("unpacked")
+    try:
+        _download([release.source], debs, unpacked, log, append=False)
+    except _Gone:
+        archive.refresh()
+        _download([archive.find(release.kver).source], debs, unpacked, log)
+    found = next((unpacked / "usr/src").glob("linux-source-*.tar.xz"))
+    buildroot.run(["tar", "-xf", str(found), "-I", "xz -T0", "-C", str(tree), "--strip-components=1"], log=log, append=True)
+    remove(debs)
+    remove(unpacked)
+
+
 def verify_rust_symbols(tree: Path, symvers: Path, kver: str) -> int:
     """Compares what the rebuilt rust/ exports with what the packaged kernel exports; returns how many there are."""
     rebuilt = {name for path in tree.glob("rust/exports_*_generated.h")

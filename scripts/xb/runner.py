@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from . import module
 from .common import BUILD, TOP, Fail, say, write_json
 
 NESTED = TOP / "scripts/nested/run.py"
+DEBUG = TOP / "scripts/nested/debug.py"
 RESULTS = BUILD / "results"
 
 
@@ -52,28 +54,34 @@ def nested(to: module.Target) -> list[Result]:
     if not NESTED.exists():
         return [Result("nested", False, 0, f"{NESTED} is not there")]
     module.build(to)
-    file = RESULTS / "nested.json"
+    return in_xen(to.release, NESTED, "nested")
+
+
+def in_xen(kver: str, script: Path, name: str, *argv: str) -> list[Result]:
+    """What SCRIPT, a program of scripts/nested, finds; its results are NAME's."""
+    file = RESULTS / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     start = time.monotonic()
-    env = os.environ | {"KVER": to.release}
-    code = subprocess.run([sys.executable, str(NESTED), "--kver", to.release, "--json", str(file)], env=env).returncode
+    env = os.environ | {"KVER": kver}
+    code = subprocess.run([sys.executable, str(script), "--kver", kver, "--json", str(file), *argv], env=env).returncode
     try:
         tests = json.loads(file.read_text())["tests"]
-        results = [Result(f"nested: {test['name']}{' on two processors' if test['cpus'] == 2 else ''}", test["result"] == "ok", test["seconds"], test["reason"]) for test in tests]
+        results = [Result(f"{name}: {test['name']}{' on two processors' if test['cpus'] == 2 else ''}", test["result"] == "ok",
+                          test["seconds"], test["reason"]) for test in tests]
     except (OSError, ValueError, KeyError, TypeError) as error:
         say(f"no results in {file}: {error}")
         results = []
     if not results or (code and all(result.ok for result in results)):
         why = f"the test runner ended with exit code {code} and " + ("no results" if not results else "only good results")
-        results.append(Result("nested", False, round(time.monotonic() - start, 1), why))
-        print(f"FAIL nested: {why}", flush=True)
+        results.append(Result(name, False, round(time.monotonic() - start, 1), why))
+        print(f"FAIL {name}: {why}", flush=True)
     return results
 
 
-def finish(results: list[Result], started: float) -> int:
+def finish(results: list[Result], started: float, name: str = "check") -> int:
     """Repeats the failures, prints the sum as the last line and returns the exit code."""
-    write_json(RESULTS / "check.json", [asdict(result) for result in results])
+    write_json(RESULTS / f"{name}.json", [asdict(result) for result in results])
     failed = [result for result in results if not result.ok]
     say(f"checks took {time.monotonic() - started:.0f} s")
     for result in failed:

@@ -27,7 +27,7 @@ check-host: ## only the static checks and the protocol crate's tests
 check-nested: ## only the tests that run in dom0 under an emulated Xen
 	@$(XB) check --nested
 
-check-debug: ## the nested tests on a dom0 kernel with KASAN, lockdep, kmemleak and others; over an hour
+check-debug: ## the nested tests on a dom0 kernel with KASAN, lockdep, kmemleak and others; takes long
 	@$(XB) check-debug
 
 check-long: ## an hour of fuzzing, the long forms of the tests that have one, then breaks the code to see them fail; some hours

@@ -7,8 +7,8 @@ from lib.env import Env
 from lib.guest import Guest, vdev_number
 
 BACKENDS = ("rs", "loop")
-TIMEOUT = 360
-ESTIMATE = 75
+TIMEOUT = 420
+ESTIMATE = 85
 
 # The words of which one must be in xl's message (in any case of letters). The peer's are those of Debian's script.
 WORDS = {

@@ -30,7 +30,6 @@ from xb import archive  # noqa: E402
 from xb.common import Fail, lock, positive, program, read_json, say, write_json  # noqa: E402
 
 BACKENDS = ("rs", "loop", "qdisk")
-KINDS = (1, 2)  # numbers of processors of the machines that tests run on
 TIMES = image.NESTED / "times.json"
 GRACE = 45  # seconds, times the pace, that dom0 has to report a test that ran out of time
 PROGRESS = 60  # seconds between lines of a test's log that are shown in any case: what a long form is at
@@ -84,7 +83,8 @@ def find_tests() -> dict[str, Test]:
 class Runner:
     """Shares the tests out among machines, prints each result as it comes.
 
-    Half of the machines have one processor, the others two, unless CPUS says how many all have.
+    The machines have one processor each, unless CPUS says how many. At the end one of them is made anew with two, for the
+    tests that want these, and has the host for itself: an emulated machine with two needs both of the host's.
     """
 
     # Under this name times are remembered, if not under the backend's.
@@ -98,10 +98,8 @@ class Runner:
         self.files = [*module_files(kver, backend, module), *frontend_files()]
         times = read_json(TIMES).get(self.TIMES_OF or backend, {})
         self.jobs = [Job(test, kind) for test in tests for kind in ((0,) if cpus else test.processors or (0,))]
-        # Those that need a machine of some kind come first: any machine can do the others at the end.
-        self.queue = sorted(self.jobs, key=lambda job: (not job.cpus, -times.get(job.test.name, job.test.estimate)))
-        count = max(1, min(jobs, len(self.jobs)))
-        self.kinds = [cpus or KINDS[number % len(KINDS)] for number in range(count)]
+        self.queue = sorted(self.jobs, key=lambda job: (job.cpus > 1, -times.get(job.test.name, job.test.estimate)))
+        self.kinds = [cpus or 1] * max(1, min(jobs, len(self.jobs)))
         self.lock = threading.Lock()
         self.outcomes: list[Outcome] = []
         self.stop = False

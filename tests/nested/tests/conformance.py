@@ -22,7 +22,6 @@ from lib.guest import Guest
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 360
 ESTIMATE = 100
-PROCESSORS = (1, 2)
 SIZE = 16 << 20
 REQUESTS = 500
 # Sizes of requests in KiB that follow one another, how many, and how many of these are done together.

@@ -9,7 +9,6 @@ from lib.guest import Guest, vdev_number
 BACKENDS = ("rs",)
 TIMEOUT = 400
 ESTIMATE = 60
-PROCESSORS = (1, 2)
 # States that a guest may write, in any order: unexpected, unknown, no number, and the final ones.
 WALKS = ("4", "3 4 3 4", "1 3 1 4 5", "5 1 3", "2 4 2", "7 8", "9 77", "6 1 6 1 3", "5 4 3 2 1", "6")
 # What it may write beside them, one of each in turn; None leaves the node out.

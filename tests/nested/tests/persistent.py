@@ -10,7 +10,6 @@ from lib.leaks import mapped
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 60
-PROCESSORS = (1, 2)
 MOST = 64
 LOAD = "fio --name=l --filename=/dev/xvda --rw=randrw --bs=64k --iodepth=16 --ioengine=libaio --direct=1 --size=16m --verify=crc32c --minimal >/tmp/fio"
 FEW = 12  # ring, console, xenstore and what else there is

@@ -6,7 +6,6 @@ from lib.env import Env
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 70
-PROCESSORS = (1, 2)
 FIO = ("fio --name=v --filename=/dev/{0} --rw=randrw --size=3m --bsrange=512-256k --iodepth=48 --numjobs={1} --offset_increment=3m "
        "--ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_dump=0 --thread --minimal "
        ">/tmp/fio 2>&1 || {{ tail -c 1500 /tmp/fio; exit 1; }}")

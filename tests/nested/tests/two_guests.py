@@ -6,7 +6,6 @@ from lib.env import Env
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 300
 ESTIMATE = 50
-PROCESSORS = (1, 2)
 FIO = "fio --name=v --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=3m --iodepth=8 --ioengine=libaio --direct=1 " \
       "--verify=md5 --verify_fatal=1 --do_verify=1 --thread --randseed={seed} --minimal >/tmp/{vdev}.log 2>&1; echo $? >/tmp/{vdev}.rc"
 

@@ -7,6 +7,7 @@ from lib.hostile import PATIENCE, Scene, Slow, begin, destroyed
 BACKENDS = ("rs", "loop")
 TIMEOUT = 1800
 ESTIMATE = 60
+ONLY_LONG = True
 LONG = 20  # and pvh guests, too
 DELAY = 500  # milliseconds that a request of the slow device takes
 DISKS = ("xvda", "xvdb", "xvdc")

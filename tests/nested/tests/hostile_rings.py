@@ -10,6 +10,7 @@ from lib.hostile import Scene
 BACKENDS = ("rs", "loop")
 TIMEOUT = 1800
 ESTIMATE = 90
+ONLY_LONG = True
 LONG = 20  # and pvh guests, too
 SIZE = 32 << 20
 ATTACKS = ("padding", "odd", "indices", "shuffle", "bad", "mix", "own")

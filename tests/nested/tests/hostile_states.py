@@ -10,6 +10,7 @@ from lib.hostile import PATIENCE, Scene, Slow, begin
 BACKENDS = ("rs", "loop")
 TIMEOUT = 1800
 ESTIMATE = 130
+ONLY_LONG = True
 LONG = 20  # and pvh guests, too
 DELAY = 500  # milliseconds that a request of the slow device takes
 RECONNECTIONS = 10  # on two disks; ten thousand in the long form

@@ -10,6 +10,7 @@ from lib.hostile import LARGE, SMALL, Scene, begin, end
 BACKENDS = ("rs", "loop")
 TIMEOUT = 1800
 ESTIMATE = 100
+ONLY_LONG = True
 LONG = 20  # and pvh guests, too
 ATTACH = 5  # seconds that it may take longer than usual
 

@@ -10,6 +10,7 @@ from lib.leaks import handles, no_more, used
 BACKENDS = ("rs", "loop")
 TIMEOUT = 600
 ESTIMATE = 30
+ONLY_LONG = True
 LONG = 1000  # ten thousand attachments
 CYCLES = 10
 WARM_UP = 10

@@ -9,6 +9,8 @@ from lib.guest import Guest, vdev_number
 BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 30
+ONLY_LONG = True
+LONG = 1
 
 
 def run(env: Env) -> None:

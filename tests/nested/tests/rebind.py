@@ -7,7 +7,6 @@ from lib.guest import Guest, vdev_number
 BACKENDS = ("rs", "loop")
 TIMEOUT = 300
 ESTIMATE = 60
-PROCESSORS = (1, 2)
 LONG = 10
 DRIVERS = "/sys/bus/xen-backend/drivers"
 NAMES = {"rs": "xen-blkback-rs", "loop": "vbd"}

@@ -187,7 +187,9 @@ pub(crate) fn take(context: &Arc<Context>, binding: &Binding) -> Result<Handover
             );
             return Ok(Handover::Script);
         }
-        asked.publish(|xbt| xbt.write(disk, c"script", fmt!("{}", &*helper)))?;
+        asked
+            .binding
+            .publish(|xbt| xbt.write(disk, c"script", fmt!("{}", &*helper)))?;
     }
     let Some((path, found)) = found else {
         // The helper will say what it is.
@@ -197,7 +199,9 @@ pub(crate) fn take(context: &Arc<Context>, binding: &Binding) -> Result<Handover
     match asked.open(path, found, None) {
         Ok(medium) => {
             if let Some(numbers) = numbers {
-                asked.publish(|xbt| opened_file(xbt, disk, numbers))?;
+                asked
+                    .binding
+                    .publish(|xbt| opened_file(xbt, disk, numbers))?;
             }
             Ok(Handover::Medium(medium))
         }
@@ -367,14 +371,6 @@ impl Disk<'_> {
         self.binding.device().nodename()
     }
 
-    /// Writes to the backend directory, unless the toolstack has removed it, or the driver has been unbound.
-    fn publish(&self, body: impl FnMut(&Transaction) -> Result) -> Result {
-        if !self.binding.is_over() {
-            Transaction::run_in(self.name(), body)?;
-        }
-        Ok(())
-    }
-
     fn purpose(&self) -> &'static str {
         if self.mode.writable {
             "writing"
@@ -390,7 +386,7 @@ impl Disk<'_> {
         if self.again && self.drive {
             return Ok(Handover::Medium(Medium::Empty(self.mode)));
         }
-        self.publish(|xbt| {
+        self.binding.publish(|xbt| {
             xbt.write(self.name(), c"hotplug-error", fmt!("{}", &*message))?;
             numbers.map_or(Ok(()), |numbers| opened_file(xbt, self.name(), numbers))
         })?;

@@ -51,7 +51,6 @@ use xen_bindings::{
         Watch,
         Watcher, //
     },
-    xenstore::Transaction, //
 };
 
 use self::connecting::Refused;
@@ -365,9 +364,7 @@ impl Vbd {
             inner.source = self.take_over();
             self.follow_former_driver(inner);
             self.publish_offer(inner.offer);
-            if !self.binding.is_over() {
-                self.dev().switch_state(State::InitWait);
-            }
+            self.switch_state(State::InitWait);
         }
         if matches!(inner.source, Source::Script) && self.params_changed.xchg(false, Relaxed) {
             // Our helper has found out which file is meant.
@@ -518,15 +515,6 @@ impl Vbd {
         }
     }
 
-    /// Writes to our directory, all of it or nothing: nothing if the toolstack has removed it, or the driver has been
-    /// unbound. Returns whether it has been written.
-    fn publish(&self, body: impl FnMut(&Transaction) -> Result) -> Result<bool> {
-        if self.binding.is_over() {
-            return Ok(false);
-        }
-        Transaction::run_in(self.name(), body)
-    }
-
     /// The disk is closed and nobody wants it any more: publishes that, and has the device removed.
     fn leave(&self, inner: &mut Inner) {
         inner.source = Source::Removed;
@@ -538,8 +526,9 @@ impl Vbd {
             return self.switch_state(State::Closed);
         }
         // Without the directory, the xenbus removes the device by itself.
-        let _ =
-            self.publish(|xbt| xbt.write(self.name(), c"state", fmt!("{}", State::Closed as u32)));
+        let _ = self
+            .binding
+            .publish(|xbt| xbt.write(self.name(), c"state", fmt!("{}", State::Closed as u32)));
     }
 }
 

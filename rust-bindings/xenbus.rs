@@ -44,7 +44,8 @@ use crate::{
     sysfs::{
         Group,
         Groups, //
-    }, //
+    },
+    xenstore::Transaction, //
 };
 
 /// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).
@@ -228,6 +229,19 @@ impl Binding {
     /// The next driver may have the device already, or it is gone: nothing may be published any more.
     pub fn is_over(&self) -> bool {
         self.over.load(Acquire)
+    }
+
+    /// Writes to the device's own directory in one transaction, unless the toolstack has removed it or the driver has been
+    /// unbound. Returns whether it has been written. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// That of `body`, or of xenstore.
+    pub fn publish(&self, body: impl FnMut(&Transaction) -> Result) -> Result<bool> {
+        if self.is_over() {
+            return Ok(false);
+        }
+        Transaction::run_in(self.dev.nodename(), body)
     }
 
     /// Waits until the probe that made the binding, or what else somebody does to the device at the moment, is over;

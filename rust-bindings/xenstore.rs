@@ -107,16 +107,6 @@ pub fn read_optional(dir: &CStr, node: &CStr) -> Result<Option<Value>> {
     }
 }
 
-/// Writes `dir/node`, if `dir` is the directory of a device and the toolstack has not removed it. Returns whether it
-/// has been written.
-///
-/// # Errors
-///
-/// `ENOMEM`, or the error that xenstore answers with.
-pub fn write(dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result<bool> {
-    Transaction::run_in(dir, |xbt| xbt.write(dir, node, value))
-}
-
 fn write_in(xbt: u32, dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
     let value = CString::try_from_fmt(value)?;
     // SAFETY: All strings are NUL-terminated.

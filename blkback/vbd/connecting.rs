@@ -99,7 +99,7 @@ impl Vbd {
 
     /// Publishes what the frontend has to know before it sets up its side.
     pub(super) fn publish_offer(&self, offer: Offer) {
-        let published = self.publish(|xbt| {
+        let published = self.binding.publish(|xbt| {
             [
                 (
                     c"feature-max-indirect-segments",
@@ -287,7 +287,7 @@ impl Vbd {
         }
         let name = self.name();
         pr_info!("{name}: size changed from {before} to {sectors} sectors\n");
-        let told = self.publish(|xbt| {
+        let told = self.binding.publish(|xbt| {
             xbt.write(name, c"sectors", fmt!("{}", sectors))?;
             // The frontend looks at it when our state is written, even if it is the same.
             xbt.write(name, c"state", fmt!("{}", State::Connected as u32))
@@ -328,7 +328,7 @@ impl Vbd {
             }
         }
         let name = self.name();
-        self.publish(|xbt| {
+        self.binding.publish(|xbt| {
             xbt.write(
                 name,
                 c"feature-flush-cache",

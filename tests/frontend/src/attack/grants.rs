@@ -211,12 +211,8 @@ pub fn mix(attacker: &mut Attacker) -> Result<Found> {
         gone = new.grefs().to_vec();
     }
     let found = Found::new(format!("{rounds} rounds: {answers}"))
-        .demand(missing == 0, &format!("{missing} without an answer"))
-        .demand(answers.okay > 0, "not a single request was done")
-        .demand(
-            answers.unknown == 0,
-            "answers with a status that does not exist",
-        );
+        .demand_answers(missing, &answers)
+        .demand(answers.okay > 0, "not a single request was done");
     if missing == 0 {
         device.disconnect()?;
     }

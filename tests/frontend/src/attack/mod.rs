@@ -37,6 +37,15 @@ impl Found {
         }
     }
 
+    /// Every request must have got an answer, and one that exists.
+    fn demand_answers(self, missing: u32, answers: &tools::Answers) -> Found {
+        self.demand(missing == 0, &format!("{missing} without an answer"))
+            .demand(
+                answers.unknown == 0,
+                "answers with a status that does not exist",
+            )
+    }
+
     /// Adds a problem unless all is well.
     fn demand(mut self, well: bool, problem: &str) -> Found {
         if !well {

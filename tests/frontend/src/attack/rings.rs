@@ -267,19 +267,10 @@ pub fn flip(attacker: &mut Attacker) -> Result<Found> {
     readable.read(0, &mut bytes);
     let changed = bytes.iter().filter(|byte| **byte != FILLER).count();
     let text = format!("{answers}; {} words rewritten", flips.into_inner());
-    let found = Found::new(text)
-        .demand(
-            missing == 0,
-            &format!("{missing} requests without an answer"),
-        )
-        .demand(
-            answers.unknown == 0,
-            "answers with a status that does not exist",
-        )
-        .demand(
-            changed == 0,
-            &format!("{changed} bytes of read-only pages have changed"),
-        );
+    let found = Found::new(text).demand_answers(missing, &answers).demand(
+        changed == 0,
+        &format!("{changed} bytes of read-only pages have changed"),
+    );
     if missing == 0 {
         device.disconnect()?;
     }
@@ -442,12 +433,7 @@ pub fn odd(attacker: &mut Attacker) -> Result<Found> {
         }
         rounds += 1;
     }
-    let found = Found::new(format!("{sent} slots: {answers}"))
-        .demand(missing == 0, &format!("{missing} without an answer"))
-        .demand(
-            answers.unknown == 0,
-            "answers with a status that does not exist",
-        );
+    let found = Found::new(format!("{sent} slots: {answers}")).demand_answers(missing, &answers);
     if missing == 0 {
         device.disconnect()?;
     }

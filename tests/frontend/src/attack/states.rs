@@ -30,6 +30,18 @@ fn ordinary(attacker: &Attacker) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
+/// Closes a device, and connects as anybody does after it; says how long both took.
+fn close(mut device: Device, attacker: &Attacker) -> Result<String> {
+    let start = Instant::now();
+    device.close()?;
+    let closed = start.elapsed().as_millis();
+    drop(device);
+    let took = ordinary(attacker)?.as_millis();
+    Ok(format!(
+        "closed in {closed} ms, an ordinary connection in {took} ms"
+    ))
+}
+
 /// Reads and writes of a page, and large ones.
 struct Traffic {
     bulk: Bulk,
@@ -79,14 +91,8 @@ pub fn states(attacker: &mut Attacker) -> Result<Found> {
         }
     }
     let rate = writes as f64 / start.elapsed().as_secs_f64();
-    let start = Instant::now();
-    device.close()?;
-    let closed = start.elapsed().as_millis();
-    drop(device);
-    let took = ordinary(attacker)?.as_millis();
-    Ok(Found::new(format!(
-        "{writes} writes, {rate:.0}/s; closed in {closed} ms, an ordinary connection in {took} ms"
-    )))
+    let after = close(device, attacker)?;
+    Ok(Found::new(format!("{writes} writes, {rate:.0}/s; {after}")))
 }
 
 /// Writes of nodes that the backend reads when it connects, of many that it does not know, and below the state.
@@ -250,13 +256,9 @@ pub fn toggle(attacker: &mut Attacker) -> Result<Found> {
         rounds += 1;
     }
     let rate = rounds as f64 / start.elapsed().as_secs_f64();
-    let start = Instant::now();
-    device.close()?;
-    let closed = start.elapsed().as_millis();
-    drop(device);
-    let took = ordinary(attacker)?.as_millis();
+    let after = close(device, attacker)?;
     Ok(Found::new(format!(
-        "{rounds} walks, {rate:.0}/s, {seen} seen connected; closed in {closed} ms, an ordinary connection in {took} ms"
+        "{rounds} walks, {rate:.0}/s, {seen} seen connected; {after}"
     )))
 }
 

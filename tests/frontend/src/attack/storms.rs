@@ -110,12 +110,7 @@ fn storm(
         "{rate:.0}/s: {answers}; the rest within {} ms",
         draining.elapsed().as_millis()
     );
-    let found = Found::new(text)
-        .demand(missing == 0, &format!("{missing} without an answer"))
-        .demand(
-            answers.unknown == 0,
-            "answers with a status that does not exist",
-        );
+    let found = Found::new(text).demand_answers(missing, &answers);
     Ok((found, answers))
 }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import struct
 from pathlib import Path
@@ -67,8 +66,9 @@ def run(env: Env) -> None:
             report = frontend(guest, f"load --vdev {vdev} --depth 2 --reads 50 --seconds 2")
             found, sent = superfluous(guest, vdev) - known, report["notifications"]
             log(f"    {found} of {sent} events were taken for superfluous")
-            # On two processors a request can be found while its event is on the way: 2 % were seen, on one 0.2 %.
-            check(found <= sent / (50 if os.cpu_count() == 1 else 10), f"{found} of {sent} events of {vdev} were reported as superfluous")
+            # A request can be found while its event is on the way: 2 % were seen on two processors, and 7 % on one whose host
+            # was busy, since what interrupts then are other machines. A driver that reports wrongly reports nearly all.
+            check(found <= sent / 4, f"{found} of {sent} events of {vdev} were reported as superfluous")
     if env.backend == "rs":
         names = ("pages_mapped", "pages_copied", "pages_persistent", "refused")
         counted = {name: int(read(f"{guest.statistics('xvda')}/{name}")) for name in names}

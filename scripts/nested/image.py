@@ -39,7 +39,7 @@ PACKAGES = (f"xen-utils-{XEN} xen-hypervisor-{XEN}-amd64 xenstore-utils qemu-sys
             " xfsprogs btrfs-progs util-linux mount procps busybox-static dmsetup strace zstd less seabios kexec-tools fuse2fs nfs-kernel-server rpcbind").split()
 
 # What dom0 may load, by name; what these depend on comes along. Kept short: depmod runs at boot, under emulation.
-DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay
+DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay dm-log-writes
     xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs scsi_debug vfat nls_cp437 nls_ascii overlay nfsd nfsv3""".split()
 GUEST_MODULES = ("xen-blkfront", "xen-gntalloc", "xen-gntdev", "xen-evtchn", "ext4")
 GUEST_PROGRAMS = ("usr/bin/fio", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/blkdiscard", "usr/sbin/kexec", "usr/bin/dd")

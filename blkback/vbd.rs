@@ -499,6 +499,13 @@ impl Vbd {
         }
     }
 
+    /// Reports an error, unless the driver has been unbound.
+    fn error(&self, err: Error, what: &CStr) {
+        if !self.binding.is_over() {
+            self.dev().error(err, what);
+        }
+    }
+
     /// Reports an error, and closes the disk, unless the driver has been unbound.
     fn fatal(&self, err: Error, what: &CStr) {
         if !self.binding.is_over() {

@@ -130,11 +130,11 @@ impl Vbd {
         let medium = match change {
             Ok(None) => return,
             Ok(Some(medium)) => medium,
-            Err(message) => return self.dev().error(EINVAL, &message),
+            Err(message) => return self.error(EINVAL, &message),
         };
         let medium = match Arc::new(medium, GFP_KERNEL) {
             Ok(medium) => medium,
-            Err(_) => return self.dev().error(ENOMEM, c"changing the medium"),
+            Err(_) => return self.error(ENOMEM, c"changing the medium"),
         };
         match medium.path() {
             Some(path) => pr_info!("{}: medium changed to file {}\n", self.name(), path),

@@ -6,9 +6,9 @@ from lib.guest import Guest
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 900
-ESTIMATE = 150
-LONG = 4
-CYCLES = 5  # guests; fifty disks
+ESTIMATE = 100
+LONG = 7
+CYCLES = 3  # guests; thirty disks
 
 # A program a disk that reads and writes without end, and then waits until all of them have gone some way.
 LOAD = """for d in {vdevs}; do

@@ -71,7 +71,7 @@ class DebugRunner(Runner):
         super()._boot(machine, number)
         said, status = execute(machine, "start")
         if status:
-            raise Dead("\n".join(["instruments are missing:", *said]))
+            raise Dead(f"dom0/reports.py start ended with {status}: {'; '.join(said)}")
 
     def _end(self, machine: Machine) -> None:
         start = time.monotonic()

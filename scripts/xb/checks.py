@@ -70,7 +70,7 @@ def panic_gate(to: module.Target) -> None:
 
 def instrumented(to: module.Target) -> None:
     """Built for the debug kernel, each Rust object of the module has KASAN look at its accesses."""
-    if without := [path.name for path in _rust_objects(to) if "__asan_load" not in to.read(["nm", "-u", str(path)])]:
+    if without := [path.name for path in _rust_objects(to) if "__asan_" not in to.read(["nm", "-u", str(path)])]:
         raise Fail(f"KASAN does not look at {' '.join(without)}")
 
 

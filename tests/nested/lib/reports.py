@@ -28,6 +28,9 @@ KNOWN = (
     Known("event channel from preemptible code", r"BUG: using (?:__this_cpu_\w+|smp_processor_id)\(\) in preemptible", r"xen_irq_lateeoi",
           "xen_irq_lateeoi() looks at the number of its processor and takes no harm from being moved; every late-EOI user calls "
           "it so"),
+    Known("lazy MMU mode of a new task", r"WARNING: .*xen_(?:start|end)_context_switch", r"Comm: swapper",
+          "a task that is switched to for the first time has its lazy MMU mode resumed, though nobody has paused it (DEBUG_VM "
+          "says so at most twice, when dom0's kernel boots)"),
 )
 # What does not fail a test, by the name of the function that has allocated it.
 KNOWN_LEAKS: dict[str, str] = {}

@@ -31,6 +31,8 @@ FRONTEND = "/opt/guest/frontend.cpio"
 EXTRA = "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on sysrq_always_enabled \
 nokaslr audit=0 lsm= rcupdate.rcu_expedited=1 cryptomgr.notests"  # the last line spares a second of each boot
 TMP = Path("/run/xb-guests")
+VERIFY = ("fio --name=v --filename=/dev/{0} --rw=randrw --offset=4m --size=512k --bsrange=4k-64k --iodepth=8 --ioengine=libaio --direct=1 "
+          "--verify=crc32c --do_verify=1 --verify_fatal=1 --verify_dump=0 --thread --minimal")
 
 
 def vdev_number(vdev: str) -> int:
@@ -159,6 +161,16 @@ class Guest:
     def keep_reading(self, vdev: str) -> None:
         """Has a program in the guest read the disk again and again, for what happens to the guest in mid-I/O."""
         self.sh(f"(while dd if=/dev/{vdev} of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 &")
+
+    def keep_verifying(self, vdev: str) -> None:
+        """Has fio in the guest write and verify half of the disk's fifth MiB, again and again, until stop_verifying()."""
+        self.sh(f"rm -f /tmp/{vdev}.*; {{ r=0; while [ $r -eq 0 ]; do {VERIFY.format(vdev)} >/tmp/{vdev}.fio 2>&1; r=$?; "
+                f"[ ! -e /tmp/{vdev}.stop ] || break; done; echo $r >/tmp/{vdev}.end; }} >/dev/null 2>&1 &")
+
+    def stop_verifying(self, vdev: str, *, failed: bool = False) -> None:
+        """All data must have been right, and no request failed unless that is what is wanted."""
+        self.sh(f"touch /tmp/{vdev}.stop; until [ -s /tmp/{vdev}.end ]; do usleep 20000; done; read -r r </tmp/{vdev}.end; "
+                f"[ $r {'!=' if failed else '='} 0 ] || {{ tail -c 1500 /tmp/{vdev}.fio; exit 1; }}", 90)
 
     def save(self, path: Path) -> None:
         """xl save, which ends the domain here."""

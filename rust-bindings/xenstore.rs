@@ -76,11 +76,15 @@ const NO_TRANSACTION: u32 = 0;
 ///
 /// `ENOENT` if there is no such node, `EACCES` if we may not read it.
 pub fn read(dir: &CStr, node: &CStr) -> Result<Value> {
+    read_in(NO_TRANSACTION, dir, node)
+}
+
+fn read_in(xbt: u32, dir: &CStr, node: &CStr) -> Result<Value> {
     let mut len = 0;
     // SAFETY: The strings are NUL-terminated, `len` may be written.
     let ptr = unsafe {
         raw::xenbus_read(
-            raw::xenbus_transaction { id: NO_TRANSACTION },
+            raw::xenbus_transaction { id: xbt },
             dir.as_char_ptr(),
             node.as_char_ptr(),
             &mut len,
@@ -100,7 +104,11 @@ pub fn read(dir: &CStr, node: &CStr) -> Result<Value> {
 ///
 /// As [`read`], but for `ENOENT`.
 pub fn read_optional(dir: &CStr, node: &CStr) -> Result<Option<Value>> {
-    match read(dir, node) {
+    optional(read(dir, node))
+}
+
+fn optional(value: Result<Value>) -> Result<Option<Value>> {
+    match value {
         Ok(value) => Ok(Some(value)),
         Err(err) if err == ENOENT => Ok(None),
         Err(err) => Err(err),
@@ -155,7 +163,7 @@ impl Transaction {
     pub fn run_in(dir: &CStr, mut body: impl FnMut(&Transaction) -> Result) -> Result<bool> {
         let mut exists = false;
         Self::run(|xbt| {
-            exists = xbt.exists(dir, c"state");
+            exists = optional(read_in(xbt.0, dir, c"state"))?.is_some();
             if exists {
                 body(xbt)
             } else {
@@ -163,18 +171,6 @@ impl Transaction {
             }
         })?;
         Ok(exists)
-    }
-
-    /// Does `dir/node` exist?
-    fn exists(&self, dir: &CStr, node: &CStr) -> bool {
-        // SAFETY: The strings are NUL-terminated.
-        unsafe {
-            raw::xenbus_exists(
-                raw::xenbus_transaction { id: self.0 },
-                dir.as_char_ptr(),
-                node.as_char_ptr(),
-            ) == 1
-        }
     }
 
     /// Writes `dir/node`.

@@ -261,7 +261,7 @@ fn bogus(directory: &CStr, err: RingError) -> Refusal {
 }
 
 /// Sets up a ring: one of several, whose nodes are in a directory of its own, or the only one. The
-/// ring has to be stopped, also if its event channel could not be bound.
+/// ring has to be stopped, also if it has got no thread, or its event channel could not be bound.
 #[expect(clippy::too_many_arguments)]
 fn new_ring(
     medium: &Arc<Medium>,
@@ -304,18 +304,19 @@ fn new_ring(
             )
         })
         .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
-    prepare(dev, &ring)?;
-    let bound = match EventChannel::bind(dev, port, ring.clone()) {
-        // A driver before us that had requests in flight has answered them, and cannot answer any more.
-        Ok(channel) => match ring.attach(connection.abi) {
-            Ok(()) => Ok(channel),
-            Err(err) => Err(bogus(directory, err)),
-        },
-        Err(err) => Err(Refusal {
-            event_channel: true,
-            ..refusal(err, fmt!("binding {}/event-channel {}", directory, port))
-        }),
-    };
+    let bound = prepare(dev, &ring).and_then(|()| {
+        match EventChannel::bind(dev, port, ring.clone()) {
+            // A driver before us that had requests in flight has answered them, and cannot answer any more.
+            Ok(channel) => match ring.attach(connection.abi) {
+                Ok(()) => Ok(channel),
+                Err(err) => Err(bogus(directory, err)),
+            },
+            Err(err) => Err(Refusal {
+                event_channel: true,
+                ..refusal(err, fmt!("binding {}/event-channel {}", directory, port))
+            }),
+        }
+    });
     Ok((ring, bound))
 }
 

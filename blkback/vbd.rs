@@ -476,10 +476,14 @@ impl Vbd {
                 if let Some(refused) = &mut inner.refused {
                     refused.begin_anew();
                 }
-                if self.dev().is_online() {
-                    self.switch_state(State::Closed);
-                } else {
-                    self.leave(inner);
+                let online = self.dev().is_online();
+                if online == Ok(false) {
+                    return self.leave(inner);
+                }
+                self.switch_state(State::Closed);
+                if online.is_err() || self.dev().state() != State::Closed {
+                    // The toolstack or the frontend may be waiting for what we could not do.
+                    self.look_again(inner);
                 }
             }
             State::Unknown => {
@@ -523,19 +527,24 @@ impl Vbd {
     }
 
     /// The disk is closed and nobody wants it any more: publishes that, and has the device removed.
-    fn leave(&self, inner: &mut Inner) {
+    fn leave(self: &Arc<Self>, inner: &mut Inner) {
         inner.source = Source::Removed;
         self.show(inner);
         self.unregister.store(true, Relaxed);
         // Devices are unregistered in the xenwatch thread. Writing the state brings us there: the
         // watch of our directory fires, even if the value is the one that was there.
-        if self.dev().state() != State::Closed {
-            return self.switch_state(State::Closed);
+        let written = if self.dev().state() != State::Closed {
+            self.switch_state(State::Closed);
+            self.dev().state() == State::Closed
+        } else {
+            // Without the directory, the xenbus removes the device by itself.
+            self.binding
+                .publish(|xbt| xbt.write(self.name(), c"state", fmt!("{}", State::Closed as u32)))
+                .is_ok()
+        };
+        if !written {
+            self.look_later();
         }
-        // Without the directory, the xenbus removes the device by itself.
-        let _ = self
-            .binding
-            .publish(|xbt| xbt.write(self.name(), c"state", fmt!("{}", State::Closed as u32)));
     }
 }
 

@@ -45,7 +45,10 @@ use crate::{
         Group,
         Groups, //
     },
-    xenstore::Transaction, //
+    xenstore::{
+        self,
+        Transaction, //
+    }, //
 };
 
 /// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).
@@ -201,9 +204,13 @@ impl Device {
     }
 
     /// Does the toolstack want the device to exist (node `online`)? May sleep.
-    pub fn is_online(&self) -> bool {
-        // SAFETY: The device is valid.
-        unsafe { raw::xenbus_dev_is_online(self.as_ptr()) != 0 }
+    ///
+    /// # Errors
+    ///
+    /// What xenstore answers with.
+    pub fn is_online(&self) -> Result<bool> {
+        let online = xenstore::read_optional(self.nodename(), c"online")?;
+        Ok(online.is_some_and(|value| value.number().is_ok_and(|online| online != 0)))
     }
 }
 

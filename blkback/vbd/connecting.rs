@@ -235,8 +235,9 @@ impl Vbd {
         self.tell_size(inner);
     }
 
-    /// Has the size looked at after a while. No storage tells us when it grows.
-    fn look_again(self: &Arc<Self>, inner: &mut Inner) {
+    /// Has it looked again after a while for what nobody tells us of, such as storage that grows, and tried again what could
+    /// not be done.
+    pub(super) fn look_again(self: &Arc<Self>, inner: &mut Inner) {
         if !inner.looking {
             inner.looking = true;
             self.look_later();
@@ -258,7 +259,7 @@ impl Vbd {
             return;
         }
         if self.unregister.load(Relaxed) {
-            // The device could not be removed the last time.
+            // The device could not be removed the last time, or nothing be written for it.
             return self.leave(&mut inner);
         }
         if inner.connection.is_some() {
@@ -271,7 +272,7 @@ impl Vbd {
             } else {
                 self.look_again(&mut inner);
             }
-        } else if inner.refused.is_some() && !matches!(inner.source, Source::Removed) {
+        } else if !matches!(inner.source, Source::Removed) {
             self.follow_frontend(&mut inner);
         }
     }

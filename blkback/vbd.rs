@@ -361,14 +361,13 @@ impl Vbd {
                 return;
             }
             self.make_files();
-            inner.source = self.take_over();
-            self.follow_former_driver(inner);
-            self.publish_offer(inner.offer);
-            self.switch_state(State::InitWait);
+            if let Err(err) = self.begin(inner) {
+                inner.source = self.give_up(err);
+            }
         }
         if matches!(inner.source, Source::Script) && self.params_changed.xchg(false, Relaxed) {
             // Our helper has found out which file is meant.
-            inner.source = self.take_over();
+            inner.source = self.take_over().unwrap_or_else(|err| self.give_up(err));
         }
         let by_script = self.open(inner);
         self.show(inner);
@@ -384,6 +383,15 @@ impl Vbd {
         if !matches!(inner.source, Source::Removed) && !self.binding.is_over() {
             self.follow_frontend(inner);
         }
+    }
+
+    /// Looks at what there is, and has the toolstack and the frontend do their part.
+    fn begin(&self, inner: &mut Inner) -> Result {
+        inner.source = self.take_over()?;
+        self.follow_former_driver(inner)?;
+        self.publish_offer(inner.offer);
+        self.switch_state(State::InitWait);
+        Ok(())
     }
 
     /// Makes the files in debugfs, unless the driver has been unbound.
@@ -430,16 +438,18 @@ impl Vbd {
     }
 
     /// Looks at what the toolstack wants.
-    fn take_over(&self) -> Source {
-        match handover::take(&self.context, &self.binding) {
-            Ok(Handover::Script) => Source::Script,
-            Ok(Handover::Medium(medium)) => Source::Ready(medium),
-            Ok(Handover::Refused) => Source::Failed,
-            Err(err) => {
-                self.fatal(err, c"reading the backend directory");
-                Source::Failed
-            }
-        }
+    fn take_over(&self) -> Result<Source> {
+        Ok(match handover::take(&self.context, &self.binding)? {
+            Handover::Script => Source::Script,
+            Handover::Medium(medium) => Source::Ready(medium),
+            Handover::Refused => Source::Failed,
+        })
+    }
+
+    /// Says that xenstore gave an error for what is asked first, and closes the disk.
+    fn give_up(&self, err: Error) -> Source {
+        self.fatal(err, c"reading the backend directory");
+        Source::Failed
     }
 
     /// Does what the state of the frontend asks for.
@@ -447,6 +457,8 @@ impl Vbd {
         match State::from_number(self.frontend_state.load(Relaxed)) {
             State::Initialising => match self.dev().state() {
                 State::InitWait | State::Initialising => {}
+                // There is nothing to connect to.
+                _ if matches!(inner.source, Source::Failed) => {}
                 State::Closed | State::Closing | State::Connected => {
                     // A new kernel in the guest, or a new driver.
                     self.disconnect(inner);

@@ -81,20 +81,26 @@ impl Vbd {
     /// A frontend that has set up its side with a driver before us goes by what that one has offered, and does
     /// not look again: it may have more queues than our parameter allows, and it takes a persistent grant for
     /// an error where none were offered.
-    pub(super) fn follow_former_driver(&self, inner: &mut Inner) {
-        let state = xenstore::read(&self.frontend, c"state").and_then(|state| state.number());
-        if !matches!(
-            state.map(State::from_number),
-            Ok(State::Initialised | State::Connected)
-        ) {
-            return;
+    ///
+    /// # Errors
+    ///
+    /// What xenstore answers with.
+    pub(super) fn follow_former_driver(&self, inner: &mut Inner) -> Result {
+        let number = |dir, node| {
+            let value = xenstore::read_optional(dir, node)?;
+            Ok::<_, Error>(value.and_then(|value| value.number().ok()))
+        };
+        let state = number(&self.frontend, c"state")?.map(State::from_number);
+        if !matches!(state, Some(State::Initialised | State::Connected)) {
+            return Ok(());
         }
         inner.former = Some(0);
         let offer = &mut inner.offer;
-        let offered = |node| xenstore::read(self.name(), node).and_then(|value| value.number());
-        offer.queues = offered(c"multi-queue-max-queues").unwrap_or(1).max(1);
-        offer.ring_order = offered(c"max-ring-page-order").map_or(0, |it| it.min(MAX_RING_ORDER));
-        offer.persistent &= offered(c"feature-persistent").is_ok_and(|it| it != 0);
+        let offered = |node| number(self.name(), node);
+        offer.queues = offered(c"multi-queue-max-queues")?.unwrap_or(1).max(1);
+        offer.ring_order = offered(c"max-ring-page-order")?.map_or(0, |it| it.min(MAX_RING_ORDER));
+        offer.persistent &= offered(c"feature-persistent")?.is_some_and(|it| it != 0);
+        Ok(())
     }
 
     /// Publishes what the frontend has to know before it sets up its side.

@@ -42,7 +42,8 @@ use xen_bindings::{
     xenbus::Binding,
     xenstore::{
         self,
-        Transaction, //
+        Transaction,
+        Value, //
     },
 };
 
@@ -148,12 +149,12 @@ pub(crate) fn take(context: &Arc<Context>, binding: &Binding) -> Result<Handover
     {
         return Ok(Handover::Script);
     }
-    let again = helper.is_some() && has_reported(disk);
+    let again = helper.is_some() && matches!(report(disk)?, Some(Report::Ready));
     let asked = Disk {
         context,
         binding,
         mode: DiskMode::from_node(mode.as_bytes()),
-        drive: is_drive(disk),
+        drive: is_drive(disk)?,
         again,
     };
     let found = match Params::parse(params.as_c_str()) {
@@ -214,22 +215,39 @@ fn opened_file(xbt: &Transaction, disk: &CStr, (major, minor, inode): (u32, u32,
     xbt.write(disk, c"opened-file", fmt!("{major}:{minor} {inode}"))
 }
 
-/// Has the helper said that the toolstack has come to it?
-pub(crate) fn has_reported(disk: &CStr) -> bool {
-    xenstore::read(disk, c"hotplug-status").is_ok_and(|status| status.as_bytes() == b"connected")
+/// What the helper, or a script, says.
+pub(crate) enum Report {
+    /// The toolstack has come to it.
+    Ready,
+    /// There will be no disk.
+    Failed,
 }
 
-/// Has the helper, or a script, said that there will be no disk?
-pub(crate) fn has_failed(disk: &CStr) -> bool {
-    xenstore::read(disk, c"hotplug-status").is_ok_and(|status| status.as_bytes() == b"error")
+/// What the helper, or a script, has said, if it has.
+///
+/// # Errors
+///
+/// What xenstore answers with.
+pub(crate) fn report(disk: &CStr) -> Result<Option<Report>> {
+    let status = xenstore::read_optional(disk, c"hotplug-status")?;
+    Ok(match status.as_ref().map(Value::as_bytes) {
+        Some(b"connected") => Some(Report::Ready),
+        Some(b"error") => Some(Report::Failed),
+        _ => None,
+    })
 }
 
 /// Does the toolstack say that the medium can be changed?
-pub(crate) fn is_drive(disk: &CStr) -> bool {
+///
+/// # Errors
+///
+/// What xenstore answers with.
+pub(crate) fn is_drive(disk: &CStr) -> Result<bool> {
     let is = |node, value: &[u8]| {
-        xenstore::read(disk, node).is_ok_and(|found| found.as_bytes() == value)
+        let found = xenstore::read_optional(disk, node)?;
+        Ok::<_, Error>(found.is_some_and(|found| found.as_bytes() == value))
     };
-    is(c"device-type", b"cdrom") || is(c"removable", b"1")
+    Ok(is(c"device-type", b"cdrom")? || is(c"removable", b"1")?)
 }
 
 /// What a script has named as the medium of a disk, beside the block device.
@@ -277,7 +295,7 @@ pub(crate) fn behind(
         context,
         binding,
         mode,
-        drive: is_drive(disk),
+        drive: is_drive(disk).map_err(unread)?,
         again: false,
     };
     if device.whole && made_by_script(disk) {
@@ -326,10 +344,8 @@ pub(crate) fn change(
     now: &Medium,
 ) -> core::result::Result<Option<Medium>, Message> {
     let disk = binding.device().nodename();
-    let (Ok(params), Ok(mode)) = (
-        xenstore::read(disk, c"params"),
-        xenstore::read(disk, c"mode"),
-    ) else {
+    let node = |name| xenstore::read_optional(disk, name).map_err(unread);
+    let (Some(params), Some(mode)) = (node(c"params")?, node(c"mode")?) else {
         return Ok(None);
     };
     let asked = Disk {
@@ -558,6 +574,10 @@ fn refuse(path: &CStr, err: Error, purpose: &str) -> Message {
         purpose,
         explain(err)
     ))
+}
+
+fn unread(err: Error) -> Message {
+    Message::new(fmt!("reading the backend directory: {:?}", err))
 }
 
 fn no_file(path: &CStr) -> Message {

@@ -322,8 +322,8 @@ impl Vbd {
         discard: Option<DiscardLimits>,
     ) -> Result<bool> {
         let cdrom = medium.is_cdrom()
-            || xenstore::read(&self.frontend, c"device-type")
-                .is_ok_and(|kind| kind.as_bytes() == b"cdrom");
+            || xenstore::read_optional(&self.frontend, c"device-type")?
+                .is_some_and(|kind| kind.as_bytes() == b"cdrom");
         let mut info = 0;
         for (set, bit) in [
             (cdrom, VDISK_CDROM),

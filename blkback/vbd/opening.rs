@@ -23,7 +23,8 @@ use crate::{
     handover::{
         self,
         Backing,
-        Behind, //
+        Behind,
+        Report, //
     },
     medium::{
         DiskMode,
@@ -37,22 +38,22 @@ impl Vbd {
     pub(super) fn open(&self, inner: &mut Inner) -> bool {
         let source = core::mem::replace(&mut inner.source, Source::Failed);
         let (source, by_script) = match source {
-            Source::Ready(medium) => {
-                if handover::has_reported(self.name()) {
-                    match Arc::new(medium, GFP_KERNEL) {
-                        Ok(medium) => (Source::Open(medium), false),
-                        Err(_) => {
-                            self.fatal(ENOMEM, c"opening a file");
-                            (Source::Failed, false)
-                        }
+            Source::Ready(medium) => match handover::report(self.name()) {
+                Ok(Some(Report::Ready)) => match Arc::new(medium, GFP_KERNEL) {
+                    Ok(medium) => (Source::Open(medium), false),
+                    Err(_) => {
+                        self.fatal(ENOMEM, c"opening a file");
+                        (Source::Failed, false)
                     }
-                } else if handover::has_failed(self.name()) {
-                    // The toolstack sees another file. Nobody may be kept from this one.
+                },
+                // The toolstack sees another file. Nobody may be kept from this one.
+                Ok(Some(Report::Failed)) => (Source::Failed, false),
+                Ok(None) => (Source::Ready(medium), false),
+                Err(err) => {
+                    self.fatal(err, c"reading hotplug-status");
                     (Source::Failed, false)
-                } else {
-                    (Source::Ready(medium), false)
                 }
-            }
+            },
             Source::Script => match self.open_device() {
                 Ok(None) => (Source::Script, false),
                 Ok(Some(medium)) => (Source::Open(medium), true),
@@ -123,8 +124,13 @@ impl Vbd {
         let Source::Open(medium) = &inner.source else {
             return;
         };
-        if !handover::is_drive(self.name()) || matches!(**medium, Medium::Block(_)) {
+        if matches!(**medium, Medium::Block(_)) {
             return;
+        }
+        match handover::is_drive(self.name()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(err) => return self.dev().error(err, c"changing the medium"),
         }
         let change = handover::change(&self.context, &self.binding, medium);
         let medium = match change {

@@ -175,6 +175,9 @@ pub struct Verify {
     /// MiB of the disk to use, from its start
     #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=MIB_AT_MOST))]
     pub area: u64,
+    /// So many requests may fail; what is on the disk where one should have written is not known then
+    #[arg(long, default_value_t = 0)]
+    pub errors: u64,
 }
 
 /// Options of `order`.

@@ -96,6 +96,9 @@ struct Verifier {
     sectors_read: u64,
     sectors_checked: u64,
     sectors_written: u64,
+    /// Requests that were answered with an error, and how many may be.
+    failed: u64,
+    errors: u64,
     faults: Vec<String>,
 }
 
@@ -125,6 +128,7 @@ pub fn run(arguments: &Arguments, options: &Verify) -> Result<(bool, Value)> {
         sectors_read,
         sectors_checked,
         sectors_written,
+        failed,
         ..
     } = verifier;
     let properties = device.properties.json();
@@ -134,7 +138,7 @@ pub fn run(arguments: &Arguments, options: &Verify) -> Result<(bool, Value)> {
     }
     let requests: u64 = done.iter().sum();
     println!(
-        "{}: {requests} requests in {seconds:.1} s, {} KiB read of which {} KiB checked, {} KiB written, seed {}",
+        "{}: {requests} requests in {seconds:.1} s, {} KiB read of which {} KiB checked, {} KiB written, {failed} failed, seed {}",
         if faults.is_empty() { "ok" } else { "FAIL" },
         sectors_read / 2,
         sectors_checked / 2,
@@ -155,6 +159,7 @@ pub fn run(arguments: &Arguments, options: &Verify) -> Result<(bool, Value)> {
         "sectors_read": sectors_read,
         "sectors_checked": sectors_checked,
         "sectors_written": sectors_written,
+        "failed": failed,
         "seed": options.seed,
         "faults": faults,
     });
@@ -220,6 +225,8 @@ impl Verifier {
             sectors_read: 0,
             sectors_checked: 0,
             sectors_written: 0,
+            failed: 0,
+            errors: options.errors,
             faults: Vec::new(),
         })
     }
@@ -573,8 +580,12 @@ impl Verifier {
                 response.operation
             ));
         }
-        if response.status != Status::Okay as i16 {
-            self.fault(format!("{what}: status {}", response.status));
+        let okay = response.status == Status::Okay as i16;
+        if !okay {
+            self.failed += 1;
+            if self.failed > self.errors {
+                self.fault(format!("{what}: status {}", response.status));
+            }
         }
         if let Some(count) = self.done.get_mut(usize::from(job.operation)) {
             *count += 1;
@@ -584,6 +595,8 @@ impl Verifier {
             match job.operation {
                 OP_READ => known.users -= 1,
                 OP_DISCARD => *known = Sector::default(),
+                // Any part of it may have been written.
+                _ if !okay => *known = Sector::default(),
                 _ => {
                     let fingerprint = job.written.get(number).copied().unwrap_or(0);
                     *known = Sector {
@@ -597,7 +610,7 @@ impl Verifier {
         match job.operation {
             OP_READ => {
                 self.sectors_read += job.sectors;
-                if response.status == Status::Okay as i16 {
+                if okay {
                     self.check(lane, &job);
                 }
             }

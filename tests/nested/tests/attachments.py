@@ -1,11 +1,10 @@
 """Disks come and go thousands of times as fast as their nodes can be written, without a toolstack between; dom0 has what it had."""
 
-import os
-
 from lib.basics import check, equal, log, wait_for
 from lib.env import Env
-from lib.guest import Guest, vdev_number
+from lib.guest import Guest
 from lib.leaks import handles, no_more, used
+from lib.toolstack import Directories
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 600
@@ -42,30 +41,13 @@ def run(env: Env) -> None:
 
 
 def cycle(env: Env, guest: Guest, target: str, vdev: str) -> None:
-    """What libxl does for a disk, and its script."""
-    store, number = env.store, vdev_number(vdev)
-    back, front = guest.backend(vdev), f"/local/domain/{guest.domid}/device/vbd/{number}"
-    for path, owner, reader in ((front, guest.domid, 0), (back, 0, guest.domid)):
-        store.write(path, "")
-        store.permit(path, f"n{owner}", f"r{reader}")
-    for name, value in (("backend", back), ("backend-id", "0"), ("virtual-device", number), ("device-type", "disk")):
-        store.write(f"{front}/{name}", str(value))
-    # Neither end is probed before it has a state.
-    for name, value in (("frontend", front), ("frontend-id", guest.domid), ("online", 1), ("removable", 0), ("bootable", 1), ("dev", vdev),
-                        ("type", "phy"), ("mode", "w"), ("device-type", "disk"), ("discard-enable", 1), ("params", target),
-                        ("script", "/etc/xen/scripts/block"), ("state", 1)):
-        store.write(f"{back}/{name}", str(value))
-    store.write(f"{front}/state", "1")
-    wait_for(lambda: store.read(f"{back}/state") == "2", 20, f"{vdev} in InitWait")
-    if target.startswith("/dev/"):
-        numbers = os.stat(target).st_rdev
-        store.write(f"{back}/physical-device", f"{os.major(numbers):x}:{os.minor(numbers):x}")
-    store.write(f"{back}/hotplug-status", "connected")
-    wait_for(lambda: store.read(f"{front}/state") == "4", 20, f"{vdev} connected")
-    store.write(f"{back}/online", "0")
-    store.write(f"{back}/state", "5")
-    wait_for(lambda: store.read(f"{back}/state") == "6", 20, f"{vdev} closed")
-    for path in (back, front):
-        store.remove(path)
+    store, disk = env.store, Directories(env, guest, target, vdev)
+    disk.add()
+    wait_for(lambda: store.read(f"{disk.back}/state") == "2", 20, f"{vdev} in InitWait")
+    disk.ready()
+    wait_for(lambda: store.read(f"{disk.front}/state") == "4", 20, f"{vdev} connected")
+    disk.close()
+    wait_for(lambda: store.read(f"{disk.back}/state") == "6", 20, f"{vdev} closed")
+    disk.remove()
     wait_for(lambda: guest.served_by(vdev) == "nobody", 20, f"{vdev} gone")
-    equal(store.list(back), [], "what is left of its directory")
+    equal(store.list(disk.back), [], "what is left of its directory")

@@ -569,11 +569,13 @@ impl Ring {
         self.view.update(&state);
         let held = (!state.held.is_empty()).then_some(HELD_PAUSE);
         let short = match state.shortage {
+            // Nobody tells when Xen has room again.
+            _ if !state.no_room.is_empty() => true,
             // What is in flight brings memory when it is done.
             Some(Shortage::Memory) => state.back.outstanding() <= 1,
             // The others in the queue are woken when it is their turn.
             Some(Shortage::Mappings) => self.stats.guest.may_ask(self),
-            None => !state.no_room.is_empty(),
+            None => false,
         };
         let [held, short] = [held, short.then_some(SHORTAGE_PAUSE)]
             .map(|pause| pause.map(|pause| pause.as_nanos().unsigned_abs()));

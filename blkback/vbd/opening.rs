@@ -130,7 +130,7 @@ impl Vbd {
         match handover::is_drive(self.name()) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(err) => return self.dev().error(err, c"changing the medium"),
+            Err(err) => return self.error(err, c"changing the medium"),
         }
         let change = handover::change(&self.context, &self.binding, medium);
         let medium = match change {

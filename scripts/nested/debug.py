@@ -26,9 +26,10 @@ os.environ.setdefault("XB_PACE", "3")
 
 import image  # noqa: E402
 from run import Outcome, Runner, default_kver, find_tests  # noqa: E402
-from vm import DOM0_MEMORY, MEMORY, Dead, Machine, module_files  # noqa: E402
+from vm import DOM0_MEMORY, MEMORY, Dead, Machine, fault_files, module_files  # noqa: E402
 from xb import debugkernel  # noqa: E402
 from xb.common import Fail, lock, positive, program, rel, say, write_json  # noqa: E402
+from xb.module import target  # noqa: E402
 
 CPUS = 2
 MORE_MEMORY = 640  # MiB for KASAN's shadow, what it keeps of freed memory, and the other instruments' notes
@@ -57,7 +58,7 @@ class DebugRunner(Runner):
             raise Fail(f"there is no debug kernel in {rel(directory)}: run `make check-debug`, which builds it")
         self.dom0 = image.Kernel(directory.name, directory / "vmlinux", directory / "modules")
         super().__init__(kver, *args)  # type: ignore[arg-type]
-        self.files += module_files(self.dom0.release, self.backend)
+        self.files += [*module_files(self.dom0.release, self.backend), *fault_files(target(None, str(directory / "tree")), self.backend)]
         self.queue.sort(key=lambda job: job.test.name != FIRST)
 
     def _image(self) -> image.Image:

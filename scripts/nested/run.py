@@ -25,9 +25,10 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import image  # noqa: E402
-from vm import PACE, TESTS, Dead, Machine, frontend_files, module_files  # noqa: E402
+from vm import PACE, TESTS, Dead, Machine, fault_files, frontend_files, module_files  # noqa: E402
 from xb import archive  # noqa: E402
 from xb.common import Fail, lock, positive, program, read_json, say, write_json  # noqa: E402
+from xb.module import target  # noqa: E402
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMES = image.NESTED / "times.json"
@@ -95,7 +96,7 @@ class Runner:
         self.kver, self.backend, self.verbose, self.loops, self.long = kver, backend, verbose, loops, long
         self.xen, self.brief = xen, brief
         self.image = self._image()
-        self.files = [*module_files(kver, backend, module), *frontend_files()]
+        self.files = [*module_files(kver, backend, module), *fault_files(target(kver, None), backend), *frontend_files()]
         times = read_json(TIMES).get(self.TIMES_OF or backend, {})
         self.jobs = [Job(test, kind) for test in tests for kind in ((0,) if cpus else test.processors or (0,))]
         self.queue = sorted(self.jobs, key=lambda job: (job.cpus > 1, -times.get(job.test.name, job.test.estimate)))

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from image import NESTED, TOP, Image, write_cpio
-from xb import buildroot, frontend
+from xb import buildroot, failcalls, frontend
 from xb.common import BUILD, Fail, lock, rel, remove
+from xb.module import Target
 
 ROOT = BUILD / "root"
 TESTS = TOP / "tests/nested"
@@ -67,6 +68,13 @@ def module_files(kver: str, backend: str, module: Path | None = None) -> list[tu
         if (DIST / name).exists():
             files.append((DIST / name, target, mode))
     return files
+
+
+def fault_files(to: Target, backend: str) -> list[tuple[Path, str, int]]:
+    """The module by which calls of ours are made to fail, for dom0's kernel."""
+    if backend != "rs":
+        return []
+    return [(failcalls.build(to), f"usr/lib/modules/{to.release}/updates/{failcalls.NAME}.ko", 0o644)]
 
 
 def frontend_files() -> list[tuple[Path, str, int]]:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import archive, buildroot, frontend, fuzz, module, mutate
+from . import archive, buildroot, failcalls, frontend, fuzz, module, mutate
 from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
 
 RUST_DIRS = ("blkback", "rust-bindings")
@@ -162,8 +162,8 @@ def safety_comments(to: module.Target | None = None) -> None:
 
 
 def checkpatch(to: module.Target) -> None:
-    """The kernel's style checker over the C helpers."""
-    files = [str(path) for path in sources(TOP, [*RUST_DIRS]) if path.suffix in (".c", ".h")]
+    """The kernel's style checker over the C helpers, and a module of the tests."""
+    files = [str(path) for path in sources(TOP, [*RUST_DIRS, rel(failcalls.SOURCE)]) if path.suffix in (".c", ".h")]
     if files:
         buildroot.run(["perl", str(to.tree / "scripts/checkpatch.pl"), "--no-tree", "--strict", "--terse", "--no-summary",
                        "--color=never", "-f", *files], log="checkpatch", binds=[to.tree])

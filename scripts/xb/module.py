@@ -140,7 +140,7 @@ def build(to: Target, *, clippy: bool = False) -> bool:
         with step(f"{'clippy' if clippy else NAME + '.ko'} for {to.release}"):
             to.run(kernel_make(to, TOP, output, *(["CLIPPY=1"] if clippy else [])), log)
             try:
-                _refuse_warnings(LOGS / f"{log}.log")
+                refuse_warnings(LOGS / f"{log}.log")
                 if not clippy:
                     _verify(to)
             except Fail:
@@ -176,7 +176,7 @@ def _sources_key() -> str:
     return digest(*parts)
 
 
-def _refuse_warnings(log: Path) -> None:
+def refuse_warnings(log: Path) -> None:
     """Warnings of modpost and objtool do not fail kbuild; compilers' are errors already."""
     lines = [line for line in log.read_text(errors="replace").splitlines()
              if WARNING.search(line) and not any(text in line for text in HARMLESS)]

@@ -7,37 +7,58 @@ import os
 import re
 from dataclasses import dataclass
 
-from .basics import check, log, read, sh
+from .basics import check, log, read, sh, wait_for
 from .reports import debug_kernel
 
 MARGIN_KIB = 768  # of all memory
 SLAB_MARGIN_KIB = 160  # of the kernel's small objects; a leaked ring is 10 KiB
+# What one of the kernel's workers has: they come with work, and stay for five minutes after it.
+STACK_KIB, WORKER_KIB = 16, 10
 # Small objects of vmalloc, which keeps free ones; VmallocUsed has what is in use.
 KEPT = "vmap_area"
 
 
+# Each has sixteen open files, until udev has had nothing to do for three seconds.
+UDEV = "(udev-worker)"
+
+
+def tasks() -> list[str]:
+    return sorted(read(f"/proc/{pid}/comm") for pid in os.listdir("/proc") if pid.isdigit())
+
+
+def quiet() -> None:
+    """Waits until udev has nothing to do."""
+    wait_for(lambda: UDEV not in tasks(), 60, "udev's workers to end")
+
+
 @dataclass
 class Used:
-    """Memory of dom0 in KiB."""
+    """Memory of dom0's kernel in KiB, without what its workers have."""
     all: int  # that is neither free nor given back at request
-    small: int  # of the kernel's small objects, but for the one KEPT
+    small: int  # of its small objects, but for the one KEPT
     parts: dict[str, int]  # what is known of both, by name
 
 
 def used() -> Used:
     """What dom0 uses when it has given back what it can."""
-    sh("sync; echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory")
+    quiet()
+    # The slabs' own caches keep free objects, hundreds of KiB after a burst.
+    sh("sync; echo 3 >/proc/sys/vm/drop_caches; for f in /sys/kernel/slab/*/shrink; do echo 1 >$f; done; echo 1 >/proc/sys/vm/compact_memory")
     values = {line.split(":")[0]: int(line.split()[1]) for line in read("/proc/meminfo").splitlines()}
     # Free pages that processors keep at hand, megabytes at times; MemFree is without them.
     at_hand = 4 * sum(map(int, re.findall(r"count: *(\d+)", read("/proc/zoneinfo"))))
     free = values["MemFree"] + at_hand + values["Buffers"] + values["Cached"] - values["Shmem"] + values["SReclaimable"]
     pages = {name: values[name] for name in ("AnonPages", "PageTables", "KernelStack", "VmallocUsed", "Percpu")}
-    # slabinfo(5): pages of a slab at 5, slabs at 14; objects in use at 1, their size at 3, for slabs that are partly filled.
+    # slabinfo(5): objects in use at 1, their size at 3.
     rows = [line.split() for line in read("/proc/slabinfo").splitlines()[2:]]
     objects = {row[0]: int(row[1]) * int(row[3]) >> 10 for row in rows}
     log(f"free {free} KiB, slab {values['SUnreclaim']} KiB, {', '.join(f'{name} {kib} KiB' for name, kib in pages.items())}")
-    kept = sum(4 * int(row[5]) * int(row[14]) for row in rows if row[0] == KEPT)
-    return Used(values["MemTotal"] - free, values["SUnreclaim"] - kept, pages | objects)
+    # Not their slabs, of which a burst leaves many that are partly filled.
+    small = sum(kib for name, kib in objects.items() if name != KEPT and read(f"/sys/kernel/slab/{name}/reclaim_account") == "0")
+    programs = values["AnonPages"] + values["PageTables"]
+    workers = sum(name.startswith("kworker/") for name in tasks())
+    log(f"without {workers} of the kernel's workers, and {programs} KiB of programs")
+    return Used(values["MemTotal"] - free - programs - workers * (STACK_KIB + WORKER_KIB), small - workers * WORKER_KIB, pages | objects)
 
 
 def no_more(before: Used, after: Used, what: str) -> None:
@@ -57,16 +78,24 @@ def no_more(before: Used, after: Used, what: str) -> None:
 PASSING = re.compile(r"kworker/|\(udev-worker\)|systemd-udevd|kdmflush|dm[-_]|jbd2/|ext4|xfs|btrfs|loop\d|bash|sh$|xl$|sleep")
 
 
+# Open files of programs that come and go.
+FEW = 4
 def handles() -> dict[str, int]:
     """Things that are counted: dom0's tasks (but those that are PASSING), open files, event channels."""
-    names = sorted(read(f"/proc/{pid}/comm") for pid in os.listdir("/proc") if pid.isdigit())
-    names = [name for name in names if not PASSING.match(name)]
+    quiet()
+    names = [name for name in tasks() if not PASSING.match(name)]
     log(f"tasks: {' '.join(names)}")
     return {
         "tasks": len(names),
         "open files": int(read("/proc/sys/fs/file-nr").split()[0]),
         "event channels": len(sh(f"{glob.glob('/usr/lib/xen-*/bin/lsevtchn')[0]} 0").splitlines()),
     }
+
+
+def no_more_handles(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    """What is more than it was."""
+    return [f"{name}: {number} before, {after[name]} after" for name, number in before.items()
+            if after[name] > number + (FEW if name == "open files" else 0)]
 
 
 def mapped(domid: int) -> int:

@@ -76,21 +76,16 @@ def parallel(env: Env) -> None:
 
 def idle(env: Env, name: str) -> float:
     """The KiB of dom0's memory that a connected disk takes which does nothing. It has no program, so that of programs does
-    not count: udev's workers, which come and go."""
+    not count."""
     backend(env, name)
-
-    def kernel() -> int:
-        now = used()
-        return now.all - now.parts["AnonPages"] - now.parts["PageTables"]
-
     count = min(env.count(IDLE[name]), 30)
     files = [env.file("ext4", f"i{number}", 1 << 20) for number in range(count + 1)]
     guest = env.guest(memory=384)
     guest.attach(env.disk(files[count], disk_name(40)))  # what the first disk brings along
-    before = kernel()
+    before = used().all
     for number in range(count):
         guest.attach(env.disk(files[number], disk_name(number)))
-    after = kernel()
+    after = used().all
     guest.destroy()
     wait_for(lambda: not env.backends(), 30, "the disks gone")
     return (after - before) / count
@@ -99,12 +94,17 @@ def idle(env: Env, name: str) -> float:
 def idle_qdisk(env: Env) -> float:
     """The same for qdisk, which has a process for all disks of a guest: of a guest with disks, beyond what one without takes."""
     backend(env, "qdisk")
+
+    def everything() -> int:
+        now = used()
+        return now.all + now.parts["AnonPages"] + now.parts["PageTables"]
+
     files = [env.file("ext4", f"q{number}", 1 << 20) for number in range(IDLE["rs"])]
     took = []
     for disks in ([], [env.disk(file, disk_name(number)) for number, file in enumerate(files)]):
-        before = used().all
+        before = everything()
         guest = env.guest(*disks, memory=384)
-        took.append(used().all - before)
+        took.append(everything() - before)
         guest.destroy()
     return (took[1] - took[0]) / len(files)
 

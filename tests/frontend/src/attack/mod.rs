@@ -76,9 +76,13 @@ impl Attacker {
         Ok(device)
     }
 
-    /// Whether it is time to stop, after so many rounds.
+    /// Whether it is time to stop, after so many rounds: one at least.
     fn over(&self, rounds: u64) -> bool {
-        rounds >= self.rounds || Instant::now() >= self.end
+        rounds > 0 && (rounds >= self.rounds || self.late())
+    }
+
+    fn late(&self) -> bool {
+        Instant::now() >= self.end
     }
 }
 

@@ -310,7 +310,7 @@ pub fn garbage(attacker: &mut Attacker) -> Result<Found> {
     let value = values[attacker.rng.below(values.len() as u64) as usize];
     device.write("state", value)?;
     let (mut events, mut refused) = (0u64, 0u64);
-    while !attacker.over(0) {
+    while !attacker.late() {
         for ring in &device.rings {
             for _ in 0..EVENTS {
                 refused += u64::from(ring.channel.notify().is_err());

@@ -84,7 +84,7 @@ fn storm(
     let (mut number, mut missing) = (0u64, 0);
     let start = Instant::now();
     let mut last = start;
-    while !attacker.over(0) && last.elapsed() < attacker.config.timeout {
+    while !attacker.late() && last.elapsed() < attacker.config.timeout {
         let before = number;
         for ring in &mut device.rings {
             take(ring, &mut answers)?;

@@ -1,36 +1,85 @@
-"""What tests of hostile guests have in common: a neighbour whose data are checked meanwhile, and what dom0 must not pay."""
+"""What tests of hostile guests have in common: a guest that does harm, a neighbour whose data are checked meanwhile, and
+what dom0 must not pay. What the guest does is in attacks.py."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-from .basics import check, log, run, sh, wait_for
+from .basics import PACE, check, log, run, sh, wait_for
 from .env import Env
 from .guest import Guest
-from .leaks import handles, no_more, used
+from .leaks import handles, no_more, no_more_handles, used
+from .xenstore import Writes
 
+SIZE, SMALLER = 16 << 20, 8 << 20
+QUEUES = 4
 LINES = 10  # of dom0's log in a second, at most
-SHARE = 0.8  # of what the neighbour gets beside an honest guest
+# Of what the neighbour gets beside an honest guest. A short measurement on a busy host may be half of the next one.
+SHARE, SHARE_SHORT = 0.8, 0.3
+WEIGHT = 256  # of a domain, for Xen's scheduler
 DESTROY = 5  # seconds that xl destroy may take longer than for an honest guest
 PATIENCE = 36000  # seconds; the time limit of the test ends before
 TRIES = 3  # to measure a share: whatever else the host does shows in a single one
 NEIGHBOUR = "verify --depth 8 --area 1 --requests 1000000000 --seed 5"
-# Honest guests that are as busy, on their first disk.
-SMALL = "load --depth 32 --size 4 --reads 50 --queues 2"
-LARGE = "load --depth 32 --size 1024 --reads 50 --queues 2"
+# Honest guests that are as busy, on half of their first disk.
+LOAD = "load --depth 32 --size 4 --reads 50 --queues 2 --area 8"
+SMALL = f"blkif-frontend {LOAD} --seconds 3"
+LARGE = "blkif-frontend load --depth 32 --size 1024 --reads 50 --queues 2 --area 8 --seconds 3"
+# One that computes something, too.
+COMPUTING = f"while :; do :; done & {SMALL}; code=$?; kill $!; (exit $code)"
+
+
+def each_kind(env: Env, *parts: Callable[[Scene], None]) -> None:
+    """Plays the parts, one after the other in one scene; in the long form with a guest of each kind."""
+    env.parameter("max_queues", QUEUES)
+    for kind in ("pv", "pvh") if env.long() else ("pv",):
+        scene = Scene(env, kind)
+        for part in parts:
+            part(scene)
+        scene.end()
+
+
+@dataclass
+class Meanwhile:
+    """What there was while a guest did something."""
+    requests: int  # of the neighbour
+    seconds: float  # of these
+    lines: float  # in dom0's log, a second
+    writes: float  # of xenstore for the guest's disks, a second
+    problems: list[str]  # what the attack itself has found
 
 
 class Scene:
-    """A neighbour, and what others do meanwhile. What is wrong fails the test on this module; of another backend it is
-    written down, as it is not ours to judge."""
+    """A hostile guest that has a disk of each kind, and a neighbour. What is wrong fails the test on this module; of another
+    backend it is written down, as it is not ours to judge."""
 
-    def __init__(self, env: Env) -> None:
-        self.env = env
+    def __init__(self, env: Env, kind: str) -> None:
+        self.env, self.kind = env, kind
+        self.image = env.file("ext4", "disk", SIZE, fill="disk")
+        self.slow, self.slow_protected = Slow(env, SIZE, 1), Slow(env, SMALLER, 2)
+        self.device = Path(self.slow.path)
+        self.protected = (env.file("ext4", "protected", SMALLER, fill="protected"), Path(self.slow_protected.path))
+        for source, target in ((self.image, self.device), self.protected):
+            sh(f"dd if={source} of={target} bs=1M conv=fsync 2>/dev/null")
+        # Dom0 waits for none of them.
+        env.at_end(f"xl sched-credit2 -d 0 -w {WEIGHT}")
+        sh(f"xl sched-credit2 -d 0 -w {4 * WEIGHT}")
         self.neighbour = env.guest(env.disk(env.file("xfs", "neighbour", 8 << 20)), frontend=True)
         self.neighbour.sh(f"blkif-frontend {NEIGHBOUR} --seconds 1")
         self.before, self.memory = handles(), used()
-        self.honest: dict[str, float] = {}
+        self.hostile = env.guest(*self.disks(), frontend=True, vcpus=2, kind=kind)
+        self.honest: dict[str, list[Meanwhile]] = {}
+        self.took: list[float] = []
+
+    def disks(self) -> list[str]:
+        """A file and a device that can be slow; xvdc and xvdd are the same, read-only."""
+        env = self.env
+        return [env.disk(self.image, "xvda"), env.disk(self.device, "xvdb"),
+                env.disk(self.protected[0], "xvdc", access="r"), env.disk(self.protected[1], "xvdd", access="r")]
 
     def demand(self, well: object, message: str) -> None:
         if self.env.backend == "rs":
@@ -38,52 +87,81 @@ class Scene:
         elif not well:
             log(f"DIFFERS: {message}")
 
-    def beside(self, guest: Guest, words: str) -> float:
-        """The neighbour's requests a second while the program does something in a guest; its data must be right."""
+    def beside(self, script: str) -> Meanwhile:
+        """What there is while the hostile guest does something; the neighbour's data must be right."""
+        writes = Writes(f"/local/domain/0/backend/vbd/{self.hostile.domid}")
         lines, start = len(self.env.kernel_log.lines()), time.monotonic()
         begin(self.neighbour, f"{NEIGHBOUR} --until /tmp/stop --json /tmp/r.json", "rm -f /tmp/stop")
-        done = guest.run(f"blkif-frontend {words} 2>&1", PATIENCE)
+        done = self.hostile.run(f"{{ {script}; }} 2>&1", PATIENCE)
         took = time.monotonic() - start
         self.neighbour.sh("touch /tmp/stop")
         code, text = end(self.neighbour)
         check(code == 0, f"the neighbour's data: {text.strip()}")
         report = json.loads(self.neighbour.sh("cat /tmp/r.json"))
-        rate = report["requests"] / report["seconds"]
         said = self.env.kernel_log.lines()[lines:]
-        for line in done.output.strip().splitlines():
+        output = [line.strip() for line in done.output.strip().splitlines()]
+        for line in output:
             log(f"    {line}")
-        log(f"    neighbour {rate:.0f}/s, {len(said)} lines in dom0's log in {took:.0f} s")
-        self.demand(done.code == 0, f"{words} ended with {done.code}: {done.output.strip()}")
-        self.demand(len(said) <= LINES * took, f"{words}: {len(said)} lines in dom0's log in {took:.0f} s, such as {said[-1:]}")
-        return rate
+        found = Meanwhile(report["requests"], report["seconds"], len(said) / took, writes.count() / took,
+                          [] if done.code == 0 else output[-3:])
+        writes.close()
+        self.demand(done.code == 0, f"{script} ended with {done.code}: {done.output.strip()}")
+        self.demand(found.lines <= LINES, f"{script}: {len(said)} lines in dom0's log in {took:.0f} s, such as {said[-1:]}")
+        return found
 
-    def attack(self, guest: Guest, *names: str, seconds: int = 2, options: str = "", honest: str = SMALL) -> None:
-        """Runs attacks, one after the other; the neighbour must keep its share."""
-        words = f"attack {' '.join(names)} --seconds {seconds} {options}"
+    def attack(self, *names: str, seconds: int = 0, options: str = "", honest: str = SMALL) -> None:
+        """Runs attacks; the neighbour must keep its share. In the long form each is measured by itself, beside a guest that
+        does something alike."""
+        seconds = seconds or self.env.count(1)
+        if self.env.long():
+            for name in names:
+                self._attack(name, f"--seconds {seconds} {options}", honest)
+        else:
+            self._attack(" ".join(names), f"--seconds {seconds} {options}", SMALL)
+
+    def _attack(self, names: str, options: str, honest: str) -> None:
+        least = SHARE if self.env.long() else SHARE_SHORT
+        attacked: list[Meanwhile] = []
         for number in range(TRIES):
-            if number or honest not in self.honest:
-                self.honest[honest] = self.beside(guest, f"{honest} --seconds 3")
-            usual = self.honest[honest]
-            rate = self.beside(guest, words)
-            log(f"    {' '.join(names)}: the neighbour has {100 * rate / usual:.0f} % of what it has beside an honest guest")
-            if rate >= SHARE * usual:
+            if number == 1:  # what was measured long ago says nothing
+                attacked.clear()
+                self.honest[honest] = []
+            usual = self.honest.setdefault(honest, [])
+            if number or not usual:
+                usual.append(self.beside(honest))
+            attacked.append(self.beside(f"blkif-frontend attack {names} {options}"))
+            share, last = rate(attacked) / rate(usual), attacked[-1]
+            log(f"ATTACK {self.kind} | {names} {options} | neighbour {100 * share:.0f} % of {rate(usual):.0f}/s | "
+                f"{last.lines:.1f} lines/s | {last.writes:.1f} writes/s | {'; '.join(last.problems)}")
+            if share >= least:
                 return
-        self.demand(False, f"{words}: the neighbour does {rate:.0f} requests a second, beside an honest guest {usual:.0f}")
+        self.demand(False, f"{names} {options}: the neighbour has {100 * share:.0f} % of what it has beside an honest guest")
 
-    def end(self, guest: Guest, *more: float) -> None:
-        """Destroys a hostile guest at work: dom0 has then what it had. Then the neighbour, which is the measure of how long
-        that takes; also for MORE, what it took before."""
-        took = [*more, destroyed(guest)]
+    def anew(self) -> None:
+        """Destroys the hostile guest, whatever it is doing, and makes another."""
+        self.took.append(destroyed(self.hostile))
+        self.hostile = self.env.guest(*self.disks(), frontend=True, vcpus=2, kind=self.kind)
+
+    def end(self) -> None:
+        """Destroys the hostile guest at work: dom0 has then what it had. Then the neighbour, which is the measure of how long
+        that takes."""
+        self.took.append(destroyed(self.hostile))
+        self.slow.remove()
+        self.slow_protected.remove()
         after = handles()
         log(f"{self.before} before, {after} after")
-        for name, number in self.before.items():
-            self.demand(after[name] <= number + (8 if name == "open files" else 0), f"{name}: {number} before, {after[name]} after")
+        more = no_more_handles(self.before, after)
+        self.demand(not more, f"dom0 has more than before: {more}")
         if self.env.backend == "rs":
             no_more(self.memory, used(), "the attacks")
         begin(self.neighbour, NEIGHBOUR)
         usual = destroyed(self.neighbour)
-        log(f"seconds until gone: {took}, usually {usual:.1f}")
-        self.demand(max(took) <= usual + DESTROY, f"gone after {max(took):.1f} s, usually after {usual:.1f} s")
+        log(f"seconds until gone: {self.took}, usually {usual:.1f}")
+        self.demand(max(self.took) <= usual + DESTROY * PACE, f"gone after {max(self.took):.1f} s, usually after {usual:.1f} s")
+
+
+def rate(all: list[Meanwhile]) -> float:
+    return sum(each.requests for each in all) / sum(each.seconds for each in all)
 
 
 def begin(guest: Guest, words: str, before: str = "true", name: str = "x") -> None:
@@ -91,9 +169,9 @@ def begin(guest: Guest, words: str, before: str = "true", name: str = "x") -> No
     guest.sh(f"{before}; rm -f /tmp/{name}.end; {{ blkif-frontend {words} >/tmp/{name}.out 2>&1; echo $? >/tmp/{name}.end; }} &")
 
 
-def end(guest: Guest) -> tuple[int, str]:
+def end(guest: Guest, name: str = "x") -> tuple[int, str]:
     """Waits for it; its exit status, and what it said."""
-    code, _, text = guest.sh("until [ -s /tmp/x.end ]; do usleep 50000; done; cat /tmp/x.end /tmp/x.out", PATIENCE).partition("\n")
+    code, _, text = guest.sh(f"until [ -s /tmp/{name}.end ]; do usleep 50000; done; cat /tmp/{name}.end /tmp/{name}.out", PATIENCE).partition("\n")
     return int(code), text
 
 
@@ -109,19 +187,28 @@ def destroyed(guest: Guest) -> float:
 
 
 class Slow:
-    """A device that can be made slow. From the start on, udev would read it for minutes."""
+    """A device that can be made slow, and that udev does not read: that would take minutes then."""
 
-    def __init__(self, env: Env, megabytes: int, number: int) -> None:
-        self.env, self.size = env, megabytes * 2048
-        self.base = env.device(megabytes, number)
-        self.path = "/dev/mapper/xb9"
-        sh(f"dmsetup create xb9 --table '0 {self.size} linear {self.base} 0' && udevadm settle")
-        env.at_end("! dmsetup info xb9 >/dev/null 2>&1 || dmsetup remove --retry xb9")
+    RULES = Path("/run/udev/rules.d/56-slow.rules")
+
+    def __init__(self, env: Env, size: int, number: int) -> None:
+        self.env, self.sectors = env, size >> 9
+        self.base = env.device(size >> 20, number)
+        self.name = f"xb{number}slow"
+        self.path = f"/dev/mapper/{self.name}"
+        self.RULES.parent.mkdir(parents=True, exist_ok=True)
+        self.RULES.write_text('ENV{DM_NAME}=="xb?slow", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1"\n')
+        sh(f"udevadm control --reload; dmsetup create {self.name} --table '{self._table(0)}' && udevadm settle")
+        env.at_end(f"dmsetup info {self.name} >/dev/null 2>&1 || exit 0; dmsetup suspend {self.name}; "
+                   f"dmsetup reload {self.name} --table '{self._table(0)}'; dmsetup resume {self.name}; dmsetup remove --retry {self.name}")
+
+    def _table(self, milliseconds: int) -> str:
+        return f"0 {self.sectors} " + (f"delay {self.base} 0 {milliseconds}" if milliseconds else f"linear {self.base} 0")
 
     def delay(self, milliseconds: int) -> None:
-        """How long each request takes from now on."""
-        way = f"delay {self.base} 0 {milliseconds}" if milliseconds else f"linear {self.base} 0"
-        self.env.reload(self.path, f"0 {self.size} {way}")
+        """How long each request takes from now on; those in flight do not wait any longer."""
+        self.env.reload(self.path, self._table(milliseconds))
 
     def remove(self) -> None:
-        sh("dmsetup remove --retry xb9")
+        self.delay(0)
+        sh(f"dmsetup remove --retry {self.name}")

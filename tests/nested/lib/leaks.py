@@ -16,8 +16,6 @@ SLAB_MARGIN_KIB = 160  # of the kernel's small objects; a leaked ring is 10 KiB
 STACK_KIB, WORKER_KIB = 16, 10
 # Small objects of vmalloc, which keeps free ones; VmallocUsed has what is in use.
 KEPT = "vmap_area"
-
-
 # Each has sixteen open files, until udev has had nothing to do for three seconds.
 UDEV = "(udev-worker)"
 
@@ -77,9 +75,9 @@ def no_more(before: Used, after: Used, what: str) -> None:
 # and of file systems, and short-lived processes of ours.
 PASSING = re.compile(r"kworker/|\(udev-worker\)|systemd-udevd|kdmflush|dm[-_]|jbd2/|ext4|xfs|btrfs|loop\d|bash|sh$|xl$|sleep")
 
+FEW = 4  # open files, of programs that come and go
 
-# Open files of programs that come and go.
-FEW = 4
+
 def handles() -> dict[str, int]:
     """Things that are counted: dom0's tasks (but those that are PASSING), open files, event channels."""
     quiet()

@@ -16,7 +16,7 @@ from lib.basics import check, equal, log, read, run as command, sh, wait_for
 from lib.env import Env
 from lib.faults import Faults
 from lib.guest import Guest
-from lib.leaks import handles, mapped, no_more, used
+from lib.leaks import handles, mapped, no_more, no_more_handles, used
 from lib.toolstack import Directories
 
 BACKENDS = ("rs",)
@@ -288,7 +288,6 @@ def run(env: Env) -> None:
         disk.works()
     after = handles() | {"mapped grants": mapped(guest.domid)}
     log(f"{before} before, {after} after")
-    for name in before:
-        check(after[name] <= before[name] + (8 if name == "open files" else 0), f"{name}: {before[name]} before, {after[name]} after")
+    equal(no_more_handles(before, after), [], "what is more after all that has failed")
     no_more(memory, used(), "all that has failed")
     guest.shutdown()

@@ -8,7 +8,9 @@ from lib.hostile import each_kind
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 900
-ESTIMATE = 150
+ESTIMATE = 200
+ONLY_LONG = True
+LONG = 1
 
 
 def run(env: Env) -> None:

@@ -44,8 +44,8 @@ impl Choice {
         match rng.below(12) {
             0..=6 => self.writable[rng.below(self.writable.len() as u64) as usize],
             7..=8 => self.readable[rng.below(self.readable.len() as u64) as usize],
-            9 => rng.next() as u32,
-            10 => rng.below(64) as u32,
+            // No low numbers: these are the guest's own console, xenstore and rings.
+            9..=10 => rng.next() as u32,
             _ => u32::MAX,
         }
     }
@@ -185,6 +185,13 @@ pub fn flip(attacker: &mut Attacker) -> Result<Found> {
     for ring in std::mem::take(&mut device.rings) {
         let depth = ring.entries().min(attacker.depth);
         let descriptors = Words::grant(device.backend_id, depth as usize, true)?;
+        // Not zeroes: these are grants of the guest's own console, which a read would overwrite.
+        for number in 0..depth as usize * PAGE / SEGMENT_SIZE {
+            let gref = choice.writable[number % choice.writable.len()];
+            descriptors
+                .word(number * SEGMENT_SIZE)
+                .store(gref, Ordering::Relaxed);
+        }
         lanes.push(Lane { ring, descriptors });
     }
     let views: Vec<(Words, Words, usize, usize)> = lanes

@@ -390,7 +390,7 @@ impl Vbd {
         inner.source = self.take_over()?;
         self.follow_former_driver(inner)?;
         self.publish_offer(inner.offer);
-        self.switch_state(State::InitWait);
+        self.binding.switch_state(State::InitWait);
         Ok(())
     }
 
@@ -448,7 +448,7 @@ impl Vbd {
 
     /// Says that xenstore gave an error for what is asked first, and closes the disk.
     fn give_up(&self, err: Error) -> Source {
-        self.fatal(err, c"reading the backend directory");
+        self.binding.fatal(err, c"reading the backend directory");
         Source::Failed
     }
 
@@ -465,7 +465,7 @@ impl Vbd {
                     if self.stats.log.permits(self.name()) {
                         pr_info!("{}: prepare for reconnect\n", self.name());
                     }
-                    self.switch_state(State::InitWait);
+                    self.binding.switch_state(State::InitWait);
                 }
                 _ => {}
             },
@@ -481,7 +481,7 @@ impl Vbd {
                     self.connect_again(inner);
                 }
             }
-            State::Closing => self.switch_state(State::Closing),
+            State::Closing => self.binding.switch_state(State::Closing),
             State::Closed => {
                 self.disconnect(inner);
                 inner.former = None;
@@ -492,7 +492,7 @@ impl Vbd {
                 if online == Ok(false) {
                     return self.leave(inner);
                 }
-                self.switch_state(State::Closed);
+                self.binding.switch_state(State::Closed);
                 if online.is_err() || self.dev().state() != State::Closed {
                     // The toolstack or the frontend may be waiting for what we could not do.
                     self.look_again(inner);
@@ -508,33 +508,12 @@ impl Vbd {
         }
     }
 
-    /// Publishes a state, unless the driver has been unbound while we waited for something.
-    fn switch_state(&self, state: State) {
-        if !self.binding.is_over() {
-            self.dev().switch_state(state);
-        }
-    }
-
-    /// Reports an error, unless the driver has been unbound.
-    fn error(&self, err: Error, what: &CStr) {
-        if !self.binding.is_over() {
-            self.dev().error(err, what);
-        }
-    }
-
-    /// Reports an error, and closes the disk, unless the driver has been unbound.
-    fn fatal(&self, err: Error, what: &CStr) {
-        if !self.binding.is_over() {
-            self.dev().fatal(err, what);
-        }
-    }
-
     /// Does not serve the frontend as it is, and says why unless it has caused too many lines in the log.
     fn refuse(&self, err: Error, why: &CStr) {
         if self.stats.log.permits(self.name()) {
-            self.fatal(err, why);
+            self.binding.fatal(err, why);
         } else {
-            self.switch_state(State::Closing);
+            self.binding.switch_state(State::Closing);
         }
     }
 
@@ -546,7 +525,7 @@ impl Vbd {
         // Devices are unregistered in the xenwatch thread. Writing the state brings us there: the
         // watch of our directory fires, even if the value is the one that was there.
         let written = if self.dev().state() != State::Closed {
-            self.switch_state(State::Closed);
+            self.binding.switch_state(State::Closed);
             self.dev().state() == State::Closed
         } else {
             // Without the directory, the xenbus removes the device by itself.

@@ -169,40 +169,6 @@ impl Device {
         State::from_number(state)
     }
 
-    /// Publishes a new state of this end. May sleep.
-    ///
-    /// Errors go to the log and the device's error node: nobody could handle them better.
-    pub fn switch_state(&self, state: State) {
-        // SAFETY: The device is valid, and `state` is one of the numbers of the enum.
-        unsafe { raw::xenbus_switch_state(self.as_ptr(), state as raw::xenbus_state) };
-    }
-
-    /// Reports an error in the log and in the `error` node of this end. May sleep.
-    pub fn error(&self, err: Error, message: &CStr) {
-        // SAFETY: The device is valid, and the format takes exactly the one string given.
-        unsafe {
-            raw::xenbus_dev_error(
-                self.as_ptr(),
-                err.to_errno(),
-                c"%s".as_char_ptr(),
-                message.as_char_ptr(),
-            )
-        }
-    }
-
-    /// As [`Device::error`], and publishes [`State::Closing`]. May sleep.
-    pub fn fatal(&self, err: Error, message: &CStr) {
-        // SAFETY: The device is valid, and the format takes exactly the one string given.
-        unsafe {
-            raw::xenbus_dev_fatal(
-                self.as_ptr(),
-                err.to_errno(),
-                c"%s".as_char_ptr(),
-                message.as_char_ptr(),
-            )
-        }
-    }
-
     /// Does the toolstack want the device to exist (node `online`)? May sleep.
     ///
     /// # Errors
@@ -249,6 +215,49 @@ impl Binding {
             return Ok(false);
         }
         Transaction::run_in(self.dev.nodename(), body)
+    }
+
+    /// Publishes a new state of this end, unless the driver has been unbound. May sleep.
+    ///
+    /// Errors go to the log and the device's error node: nobody could handle them better.
+    pub fn switch_state(&self, state: State) {
+        if self.is_over() {
+            return;
+        }
+        // SAFETY: The device is valid, and `state` is one of the numbers of the enum.
+        unsafe { raw::xenbus_switch_state(self.dev.as_ptr(), state as raw::xenbus_state) };
+    }
+
+    /// Reports an error in the log and in the `error` node of this end, unless the driver has been unbound. May sleep.
+    pub fn error(&self, err: Error, message: &CStr) {
+        if self.is_over() {
+            return;
+        }
+        // SAFETY: The device is valid, and the format takes exactly the one string given.
+        unsafe {
+            raw::xenbus_dev_error(
+                self.dev.as_ptr(),
+                err.to_errno(),
+                c"%s".as_char_ptr(),
+                message.as_char_ptr(),
+            )
+        }
+    }
+
+    /// As [`Binding::error`], and publishes [`State::Closing`]. May sleep.
+    pub fn fatal(&self, err: Error, message: &CStr) {
+        if self.is_over() {
+            return;
+        }
+        // SAFETY: The device is valid, and the format takes exactly the one string given.
+        unsafe {
+            raw::xenbus_dev_fatal(
+                self.dev.as_ptr(),
+                err.to_errno(),
+                c"%s".as_char_ptr(),
+                message.as_char_ptr(),
+            )
+        }
     }
 
     /// Waits until the probe that made the binding, or what else somebody does to the device at the moment, is over;

@@ -194,12 +194,18 @@ impl Vbd {
         };
         let overview = match connection.overview() {
             Ok(overview) => overview,
-            Err(err) => return self.fatal(err, c"allocating what describes the connection"),
+            Err(err) => {
+                return self
+                    .binding
+                    .fatal(err, c"allocating what describes the connection")
+            }
         };
         if let Err(err) = self.publish_properties(medium, &disk, discard) {
-            return self.fatal(err, c"writing the properties of the disk");
+            return self
+                .binding
+                .fatal(err, c"writing the properties of the disk");
         }
-        self.switch_state(State::Connected);
+        self.binding.switch_state(State::Connected);
         self.view.lock().connection = Some(overview);
         connection.start();
         if self.stats.log.permits(self.name()) {

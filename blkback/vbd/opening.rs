@@ -42,7 +42,7 @@ impl Vbd {
                 Ok(Some(Report::Ready)) => match Arc::new(medium, GFP_KERNEL) {
                     Ok(medium) => (Source::Open(medium), false),
                     Err(_) => {
-                        self.fatal(ENOMEM, c"opening a file");
+                        self.binding.fatal(ENOMEM, c"opening a file");
                         (Source::Failed, false)
                     }
                 },
@@ -50,7 +50,7 @@ impl Vbd {
                 Ok(Some(Report::Failed)) => (Source::Failed, false),
                 Ok(None) => (Source::Ready(medium), false),
                 Err(err) => {
-                    self.fatal(err, c"reading hotplug-status");
+                    self.binding.fatal(err, c"reading hotplug-status");
                     (Source::Failed, false)
                 }
             },
@@ -71,7 +71,7 @@ impl Vbd {
     /// Opens the block device that a script has named, if it has. Errors have been reported.
     fn open_device(&self) -> Result<Option<Arc<Medium>>> {
         let fatal = |err: Error, what: &CStr| {
-            self.fatal(err, what);
+            self.binding.fatal(err, what);
             err
         };
         let Some(node) = xenstore::read_optional(self.name(), c"physical-device")
@@ -113,8 +113,8 @@ impl Vbd {
             match CString::try_from_fmt(fmt!(
                 "opening block device {major:x}:{minor:x} for {access}{hint}"
             )) {
-                Ok(what) => self.fatal(*err, &what),
-                Err(_) => self.fatal(*err, c"opening a block device"),
+                Ok(what) => self.binding.fatal(*err, &what),
+                Err(_) => self.binding.fatal(*err, c"opening a block device"),
             }
         })
     }
@@ -130,17 +130,17 @@ impl Vbd {
         match handover::is_drive(self.name()) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(err) => return self.error(err, c"changing the medium"),
+            Err(err) => return self.binding.error(err, c"changing the medium"),
         }
         let change = handover::change(&self.context, &self.binding, medium);
         let medium = match change {
             Ok(None) => return,
             Ok(Some(medium)) => medium,
-            Err(message) => return self.error(EINVAL, &message),
+            Err(message) => return self.binding.error(EINVAL, &message),
         };
         let medium = match Arc::new(medium, GFP_KERNEL) {
             Ok(medium) => medium,
-            Err(_) => return self.error(ENOMEM, c"changing the medium"),
+            Err(_) => return self.binding.error(ENOMEM, c"changing the medium"),
         };
         match medium.path() {
             Some(path) => pr_info!("{}: medium changed to file {}\n", self.name(), path),

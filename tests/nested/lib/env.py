@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ MODPROBE = Path("/etc/modprobe.d/xen-blkback-rs.conf")
 SCRATCH = Path("/mnt/scratch")
 DRIVES = {"ext4": "xb-ext4", "xfs": "xb-xfs", "btrfs": "xb-btrfs"}
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q", "-f"]}
+FIBMAP = 1  # as in <linux/fs.h>
 FILE_SYSTEMS = ("ext4", "xfs", "btrfs", "tmpfs")
 
 
@@ -102,13 +105,11 @@ class Env:
     def file(self, kind: str, name: str, size: int, *, fill: str | None = None) -> Path:
         """A file of SIZE bytes: sparse, or filled with pseudo-random data that FILL determines."""
         path = self.fs(kind) / name
-        with path.open("wb") as file:
-            if fill is None:
+        if fill is None:
+            with path.open("wb") as file:
                 file.truncate(size)
-            else:
-                write_pattern(file, size, fill)
-                file.flush()
-                os.fsync(file.fileno())
+        else:
+            write_pattern(path, size, fill)
         return path
 
     def disk(self, target: str | Path, vdev: str = "xvda", *, access: str = "w") -> str:
@@ -226,11 +227,21 @@ def run_quiet(*argv: str) -> str:
     return subprocess.run(argv, text=True, capture_output=True, stdin=subprocess.DEVNULL).stdout
 
 
-def write_pattern(file: Any, size: int, seed: str) -> None:
-    """SIZE bytes that depend on SEED and on where they are: a misplaced sector is found."""
+def block_of(path: Path, block: int) -> int:
+    """Where on its device a block of a file is, in blocks of its file system."""
+    with path.open("rb") as file:
+        return struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", block)))[0]
+
+
+def write_pattern(target: str | Path, size: int, seed: str) -> None:
+    """Writes SIZE bytes to a new file, or to a device, and to the disk below it. They depend on SEED and on where they are: a
+    misplaced sector is found."""
     block = 1 << 16
-    for at in range(0, size, block):
-        file.write(pattern(seed, at, min(block, size - at)))
+    with open(target, "wb") as file:
+        for at in range(0, size, block):
+            file.write(pattern(seed, at, min(block, size - at)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def pattern(seed: str, at: int, size: int) -> bytes:

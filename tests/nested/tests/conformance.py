@@ -7,15 +7,13 @@ that follow one another in a file are done together, and only those fail that to
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
-import struct
 from pathlib import Path
 
 from lib.basics import Failure, check, equal, log, read, sh
-from lib.env import Env, md5
+from lib.env import Env, block_of, md5
 from lib.guest import Guest
 
 BACKENDS = ("rs", "loop", "qdisk")
@@ -27,7 +25,6 @@ REQUESTS = 500
 IN_A_ROW = ((8, 32, 4), (16, 32, 2), (128, 32, 4), (512, 8, 2))
 TRACING = "/sys/kernel/tracing"
 EVENTS = ("iomap/iomap_dio_rw_begin", "xen_blkback_rs/xen_blkback_rs_start")
-FIBMAP = 1  # as in <linux/fs.h>
 
 
 def run(env: Env) -> None:
@@ -151,8 +148,7 @@ class JoinedFile:
 
     def spoil(self, offset: int) -> None:
         """Has all I/O on the file's block at OFFSET fail."""
-        with self.path.open("rb") as file:
-            block, = struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", offset >> 12)))
+        block = block_of(self.path, offset >> 12)
         start, sectors, _, device, first = self.table
         bad, end = block * 8, block * 8 + 8
         Env.reload(self.device, f"{start} {bad} linear {device} {first}\n{bad} 8 error\n"

@@ -41,8 +41,7 @@ def run(env: Env) -> None:
 def on_device(env: Env, guest: Guest) -> None:
     """The device gets the discard, all of it and no more. One that cannot discard is not asked to."""
     device = env.device(SIZE >> 20)
-    with open(device, "r+b") as file:
-        write_pattern(file, SIZE, "device")
+    write_pattern(device, SIZE, "device")
     guest.attach(env.disk(device, "xvdf"))
     number = os.stat(device).st_rdev
     queue = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")

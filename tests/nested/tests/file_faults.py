@@ -82,10 +82,7 @@ def run(env: Env) -> None:
 
 def make(name: str) -> Path:
     path = MOUNT / name
-    with path.open("wb") as file:
-        write_pattern(file, SIZE, name)
-        file.flush()
-        os.fsync(file.fileno())
+    write_pattern(path, SIZE, name)
     return path
 
 

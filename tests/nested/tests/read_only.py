@@ -13,8 +13,7 @@ WRITE = "dd if=/dev/zero of=/dev/{0} bs=4096 count=4 oflag=direct || dd if=/dev/
 def run(env: Env) -> None:
     image = env.file("ext4", "disk", 4 << 20, fill="read only")
     device = env.device(4)
-    with open(device, "wb") as file:
-        write_pattern(file, 4 << 20, "read only device")
+    write_pattern(device, 4 << 20, "read only device")
     want = {"xvda": md5(image), "xvdb": md5(device)}
     guest = env.guest(env.disk(image, "xvda", access="r"), env.disk(device, "xvdb", access="r"))
     for vdev in want:

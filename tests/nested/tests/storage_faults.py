@@ -5,23 +5,18 @@ Bad blocks are null_blk's, which come and go while the device is in use; Debian'
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 from lib.basics import check, equal, log, read, sh, wait_for
-from lib.env import Env, md5, write_pattern
+from lib.env import Env, block_of, md5, write_pattern
 from lib.guest import Guest, vdev_number
 
 BACKENDS = ("rs",)
 TIMEOUT = 300
 ESTIMATE = 45
 SIZE = 8 << 20
-BLOCK = 4096
-FIBMAP = 1
 HOUR = 3_600_000  # in milliseconds: until there is another table
 NULLB, MOUNT = Path("/sys/kernel/config/nullb"), Path("/mnt/faults")
 # Some blocks one by one, a request each, and more of them at once: several requests, the first of which has all that are bad.
@@ -40,12 +35,12 @@ def run(env: Env) -> None:
     env.at_end(f"umount {MOUNT} || true")
     sh(f"mkfs.xfs -q -f {below}; mkdir -p {MOUNT}; mount -t xfs {below} {MOUNT}")
     for target in (bare, image):
-        fill(target)
+        write_pattern(target, SIZE, str(target))
     guest = env.guest(env.disk(delayed, "xvda"), env.disk(bare, "xvdb"), env.disk(image, "xvdc"))
 
     slow(env, guest, delayed)
     bad_blocks(guest, "xvdb", bare, lambda block: block)
-    bad_blocks(guest, "xvdc", below, lambda block: place(image, block))
+    bad_blocks(guest, "xvdc", below, lambda block: block_of(image, block))
     taken_away(env, guest, bare, below)
     guest.shutdown()
 
@@ -55,19 +50,6 @@ def null_blk(env: Env, name: str, megabytes: int) -> str:
     sh(f"mkdir {NULLB}/{name}; " + "".join(f"echo {value} >{NULLB}/{name}/{key}; " for key, value in settings.items()) + "udevadm settle")
     env.at_end(f"rmdir {NULLB}/{name}")
     return f"/dev/{name}"
-
-
-def fill(target: str | Path) -> None:
-    with open(target, "wb") as file:
-        write_pattern(file, SIZE, str(target))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def place(path: Path, block: int) -> int:
-    """Where on its device a block of a file is."""
-    with path.open("rb") as file:
-        return struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", block)))[0]
 
 
 def counts(guest: Guest, vdev: str, *names: str) -> dict[str, int]:
@@ -147,7 +129,7 @@ def taken_away(env: Env, guest: Guest, bare: str, below: str) -> None:
     for vdev in vdevs:
         guest.detach(vdev)
     sh(f"umount {MOUNT}; echo 1 >{NULLB}/{Path(bare).name}/power; udevadm settle")
-    fill(bare)
+    write_pattern(bare, SIZE, bare)
     guest.attach(env.disk(bare, "xvdb"))
     equal(guest.sh("md5sum </dev/xvdb").split()[0], md5(bare), "what the guest reads from the new device")
     guest.sh(f"dd if=/tmp/good of=/dev/xvdb bs=512k oflag=direct conv=notrunc && {AT_ONCE.format('xvdb')} && cmp /tmp/read /tmp/good")

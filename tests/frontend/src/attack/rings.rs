@@ -18,13 +18,16 @@ use crate::error::{Error, Result};
 use crate::ring::Ring;
 use crate::rng::Rng;
 use crate::sys::{Pages, Words, PAGE};
-use crate::wire::{self, Segment, SEGMENT_SIZE};
+use crate::wire::{self, Common, Segment, SEGMENT_SIZE};
 
 /// Words of a slot of a 64-bit layout in front of the segments; one less in the other layout.
 const HEAD_WORDS: usize = 6;
 /// Words rewritten between two looks at the clock.
 const FLIPS: u64 = 256;
 const FILLER: u8 = 0xa5;
+/// Grants below this one are of the guest's console, xenstore and such (Linux' `GNTTAB_NR_RESERVED_ENTRIES`): a guest
+/// that has its disk read into them hurts nobody but itself, and answers no more.
+const OWN_GREFS: u32 = 8;
 
 fn slot_words(abi: Abi) -> usize {
     abi.slot_size() / 4
@@ -44,8 +47,7 @@ impl Choice {
         match rng.below(12) {
             0..=6 => self.writable[rng.below(self.writable.len() as u64) as usize],
             7..=8 => self.readable[rng.below(self.readable.len() as u64) as usize],
-            // No low numbers: these are the guest's own console, xenstore and rings.
-            9..=10 => rng.next() as u32,
+            9..=10 => (rng.next() as u32).max(OWN_GREFS),
             _ => u32::MAX,
         }
     }
@@ -127,12 +129,16 @@ fn traffic(
     while Instant::now() < end {
         for slot in 0..depth {
             let operation = if rng.chance(50) { OP_READ } else { OP_WRITE };
-            let common = common(slot.into(), rng.below(choice.limit));
+            // What one operation takes for a number of the disk is to another a grant.
+            let common = Common {
+                handle: u16::MAX,
+                ..common(slot.into(), rng.below(choice.limit))
+            };
             let segments: Vec<Segment> = (0..MAX_SEGMENTS)
                 .map(|_| Segment {
                     gref: choice.writable[rng.below(choice.writable.len() as u64) as usize],
                     first: 0,
-                    last: 0,
+                    last: 1,
                 })
                 .collect();
             let request = if rng.chance(50) {
@@ -146,10 +152,10 @@ fn traffic(
                     }
                 }
                 let page = [descriptors.grefs()[slot as usize]];
-                wire::indirect(abi, 0, operation, MOST_SEGMENTS as u16, common, &page)
+                wire::indirect(abi, FILLER, operation, MOST_SEGMENTS as u16, common, &page)
             } else {
                 let count = segments.len() as u8;
-                wire::direct(abi, 0, operation, count, common, &segments)
+                wire::direct(abi, FILLER, operation, count, common, &segments)
             };
             ring.put(&request);
             if rng.chance(10) {
@@ -170,8 +176,10 @@ fn traffic(
 pub fn flip(attacker: &mut Attacker) -> Result<Found> {
     let mut device = attacker.connect()?;
     let abi = attacker.config.abi;
-    let writable = Pages::grant(device.backend_id, 64, true)?;
+    let mut writable = Pages::grant(device.backend_id, 64, true)?;
     let mut readable = Pages::grant(device.backend_id, 16, false)?;
+    // Not zeroes: a page of data may be taken for one of segments, and grant 0 is the guest's own console.
+    writable.fill(0, 64 * PAGE, FILLER);
     readable.fill(0, 16 * PAGE, FILLER);
     let choice = Choice {
         writable: writable.grefs().to_vec(),
@@ -185,7 +193,7 @@ pub fn flip(attacker: &mut Attacker) -> Result<Found> {
     for ring in std::mem::take(&mut device.rings) {
         let depth = ring.entries().min(attacker.depth);
         let descriptors = Words::grant(device.backend_id, depth as usize, true)?;
-        // Not zeroes: these are grants of the guest's own console, which a read would overwrite.
+        // Not zeroes here either.
         for number in 0..depth as usize * PAGE / SEGMENT_SIZE {
             let gref = choice.writable[number % choice.writable.len()];
             descriptors
@@ -395,6 +403,11 @@ fn random_slot(
         _ => rng.below(sectors) as u32,
     };
     *high = if rng.chance(90) { 0 } else { rng.next() as u32 };
+    for gref in words[id + 4..].iter_mut().step_by(2) {
+        if *gref < OWN_GREFS {
+            *gref = u32::MAX;
+        }
+    }
     if operation == OP_INDIRECT {
         words[id + 5..id + 7].copy_from_slice(descriptors);
     }
@@ -409,8 +422,14 @@ fn random_slot(
 /// Slots of random words. Each must get one answer.
 pub fn odd(attacker: &mut Attacker) -> Result<Found> {
     let mut device = attacker.connect()?;
-    let pages = Pages::grant(device.backend_id, 16, true)?;
+    let mut pages = Pages::grant(device.backend_id, 16, true)?;
+    pages.fill(0, 16 * PAGE, FILLER);
     let descriptors = Words::grant(device.backend_id, 2, true)?;
+    for number in 0..2 * PAGE / SEGMENT_SIZE {
+        descriptors
+            .word(number * SEGMENT_SIZE)
+            .store(u32::MAX, Ordering::Relaxed);
+    }
     let sectors = device.properties.sectors;
     let abi = attacker.config.abi;
     let mut answers = Answers::default();

@@ -9,7 +9,6 @@ from lib.hostile import each_kind
 BACKENDS = ("rs", "loop")
 TIMEOUT = 900
 ESTIMATE = 200
-ONLY_LONG = True
 LONG = 1
 
 

@@ -9,9 +9,9 @@ from lib.leaks import Used, no_more, used
 
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 900
-ESTIMATE = 150
-LONG = 34  # a thousand cycles
-CYCLES = 30
+ESTIMATE = 80
+LONG = 67  # a thousand cycles
+CYCLES = 15
 WARM_UP = 6  # at least: caches of the kernel and dom0's programs grow by 800 KiB in the first hundreds of cycles, and then stay
 
 

@@ -11,13 +11,13 @@ from lib.leaks import used
 
 BACKENDS = ("rs",)
 TIMEOUT = 400
-ESTIMATE = 70
+ESTIMATE = 90
 LONG = 8
 PARALLEL = 8  # disks attached in parallel, to several guests
 AT_ONCE = 16  # of them: an xl waits ten seconds for the backend, and more of them starve each other on one emulated processor
-IDLE = {"rs": 12, "loop": 2}  # disks of one guest
+IDLE = {"rs": 8, "loop": 2}  # disks of one guest
 MOST_KIB = 100  # of dom0's memory for an idle disk that is connected
-ROUNDS = 2
+ROUNDS = 1
 
 
 def disk_name(number: int) -> str:
@@ -129,7 +129,8 @@ def startup(env: Env, names: tuple[str, ...]) -> None:
     create, attach = ({name: min(all) for name, all in times.items()} for times in (creating, attaching))
     log(f"seconds from xl create to a usable disk: {create}; from xl block-attach: {attach}")
     # With wide margins, for these are few measurements, under emulation: 0.8 and 0.4 are usual.
-    check(create["rs"] < 1.2 * create["loop"], f"seconds to create: {create}")
+    if env.long():
+        check(create["rs"] < 1.2 * create["loop"], f"seconds to create: {create}")
     check(attach["rs"] < attach["loop"], f"seconds to attach: {attach}")
 
 

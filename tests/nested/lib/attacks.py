@@ -164,7 +164,7 @@ def deaths(scene: Scene) -> None:
 def hoard(scene: Scene, words: str) -> None:
     """Rings full of the largest requests on a device that hangs: what that costs dom0."""
     env, guest = scene.env, scene.hostile
-    vbd = f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number('xvdd')}"
+    vbd = guest.device("xvdd")
     memory, others = used(), len(tasks())
     scene.slow_protected.delay(HANGS)
     begin(guest, f"{words} --seconds 1")

@@ -16,7 +16,7 @@ import tty
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .basics import PACE, Failure, check, equal, log, run, wait_for
+from .basics import PACE, Failure, check, equal, log, read, run, wait_for
 
 if TYPE_CHECKING:
     from .env import Env
@@ -271,15 +271,27 @@ class Guest:
         kind = "qdisk" if self.env.backend == "qdisk" else "vbd"
         return f"/local/domain/0/backend/{kind}/{self.domid}/{vdev_number(vdev)}"
 
+    def bus_name(self, vdev: str) -> str:
+        """What a disk is called on dom0's bus."""
+        return f"vbd-{self.domid}-{vdev_number(vdev)}"
+
+    def device(self, vdev: str) -> str:
+        """The disk's directory on that bus."""
+        return f"/sys/bus/xen-backend/devices/{self.bus_name(vdev)}"
+
     def statistics(self, vdev: str) -> str:
         """Where the backend counts what a disk does."""
-        return f"/sys/bus/xen-backend/devices/vbd-{self.domid}-{vdev_number(vdev)}/statistics"
+        return f"{self.device(vdev)}/statistics"
+
+    def debug_state(self, vdev: str) -> str:
+        """What this module says about a disk."""
+        return read(f"/sys/kernel/debug/xen-blkback-rs/{self.bus_name(vdev)}/state")
 
     def served_by(self, vdev: str) -> str:
         """The module or program that serves a disk."""
         if self.env.store.read(f"{self.backend(vdev)}/frontend") and self.env.backend == "qdisk":
             return "qdisk"
-        device = f"/sys/bus/xen-backend/devices/vbd-{self.domid}-{vdev_number(vdev)}"
+        device = self.device(vdev)
         module = f"{device}/driver/module"
         return os.path.basename(os.path.realpath(module)) if os.path.exists(module) else \
             (os.path.basename(os.path.realpath(f"{device}/driver")) if os.path.exists(f"{device}/driver") else "nobody")

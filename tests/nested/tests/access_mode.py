@@ -23,7 +23,7 @@ def run(env: Env) -> None:
         env.store.write(f"{back}/mode", then)
         env.store.write(f"{back}/hotplug-status", "connected")
         guest.wait_disks(vdev)
-        equal(read(f"/sys/bus/xen-backend/devices/{device(guest, vdev)}/mode"), first, f"{vdev}: the mode")
+        equal(read(f"{guest.device(vdev)}/mode"), first, f"{vdev}: the mode")
         info = int(env.store.read(f"{back}/info") or "0")
         equal(bool(info & 4), first == "r", f"{vdev}: read-only for the guest")
         write = f"dd if=/dev/zero of=/dev/{vdev} bs=64k count=1 oflag=direct conv=notrunc"
@@ -45,10 +45,6 @@ def run(env: Env) -> None:
     end(env, guest, "xvdd")
     sh(f"umount {MOUNT}")
     guest.destroy()
-
-
-def device(guest: Guest, vdev: str) -> str:
-    return f"vbd-{guest.domid}-{vdev_number(vdev)}"
 
 
 def begin(env: Env, guest: Guest, vdev: str, image: str, mode: str) -> None:

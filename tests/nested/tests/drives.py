@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib.basics import check, equal, sh, wait_for
 from lib.env import Env, md5
-from lib.guest import Guest, vdev_number
+from lib.guest import Guest
 
 BACKENDS = ("rs",)
 TIMEOUT = 300
@@ -32,10 +32,10 @@ def run(env: Env) -> None:
             equal(guest.sh(f"cat /tmp/{vdev}").split()[0], md5(medium), what)
 
     def names() -> list[str]:
-        return [f"vbd-{guest.domid}-{vdev_number(vdev)}" for vdev in ("xvda", "xvdc", "xvdd")]
+        return [guest.bus_name(vdev) for vdev in ("xvda", "xvdc", "xvdd")]
 
     def rebind(vdev: str) -> None:
-        name = f"vbd-{guest.domid}-{vdev_number(vdev)}"
+        name = guest.bus_name(vdev)
         sh(f"cd {DRIVER}; echo {name} >unbind; echo {name} >bind")
 
     def reload() -> None:

@@ -46,7 +46,7 @@ class Disk(Directories):
     def __init__(self, env: Env, guest: Guest, target: str | Path, vdev: str) -> None:
         super().__init__(env, guest, target, vdev)
         self.env, self.guest = env, guest
-        self.name = f"vbd-{guest.domid}-{self.number}"
+        self.name = guest.bus_name(vdev)
         self.relative = self.back.removeprefix("/local/domain/0/")
         self.by_script = False
 
@@ -82,7 +82,7 @@ class Disk(Directories):
             sh(f"script={script} XENBUS_PATH={self.relative} {script} add")
         else:
             self.ready()
-        wait_for(lambda: self.state() != "2" or "medium: waits" not in read(f"/sys/kernel/debug/xen-blkback-rs/{self.name}/state"), 20,
+        wait_for(lambda: self.state() != "2" or "medium: waits" not in self.guest.debug_state(self.vdev), 20,
                  f"{self.vdev} opened, or a reason")
         return None if self.state() == "2" else self.because()
 

@@ -86,20 +86,12 @@ def start(*argv: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def name_of(guest: Guest, vdev: str) -> str:
-    return f"vbd-{guest.domid}-{vdev_number(vdev)}"
-
-
-def state(guest: Guest, vdev: str) -> str:
-    return read(f"/sys/kernel/debug/xen-blkback-rs/{name_of(guest, vdev)}/state")
-
-
 def actions(env: Env, guest: Guest) -> dict[str, Callable[[str], subprocess.Popen[bytes]]]:
     """What may be done to a disk at any moment; each returns at once."""
     return {
-        "unbind": lambda vdev: start("sh", "-c", f"echo {name_of(guest, vdev)} >{DRIVER}/unbind"),
-        "bind": lambda vdev: start("sh", "-c", f"echo {name_of(guest, vdev)} >{DRIVER}/bind"),
-        "quiesce": lambda vdev: start("sh", "-c", f"echo 1 >/sys/bus/xen-backend/devices/{name_of(guest, vdev)}/quiesce"),
+        "unbind": lambda vdev: start("sh", "-c", f"echo {guest.bus_name(vdev)} >{DRIVER}/unbind"),
+        "bind": lambda vdev: start("sh", "-c", f"echo {guest.bus_name(vdev)} >{DRIVER}/bind"),
+        "quiesce": lambda vdev: start("sh", "-c", f"echo 1 >/sys/bus/xen-backend/devices/{guest.bus_name(vdev)}/quiesce"),
         "detach": lambda vdev: start("xl", "block-detach", "--force", guest.name, str(vdev_number(vdev))),
         "remove": lambda vdev: start("xenstore-rm", guest.backend(vdev)),
     }
@@ -109,7 +101,7 @@ def write(guest: Guest, vdevs: tuple[str, ...] = VDEVS) -> None:
     """A request for each disk, whose end the guest writes down."""
     for vdev in vdevs:
         guest.sh(f"rm -f /tmp/{vdev}; {{ dd if=/dev/urandom of=/dev/{vdev} bs=4k count=1 seek=7 oflag=direct; echo $? >/tmp/{vdev}; }} >/dev/null 2>&1 &")
-        wait_for(lambda: " 1 in flight" in state(guest, vdev), 20, f"a request of {vdev} in flight")
+        wait_for(lambda: " 1 in flight" in guest.debug_state(vdev), 20, f"a request of {vdev} in flight")
 
 
 def come_and_go(other: Guest, disk: str) -> float:
@@ -155,7 +147,7 @@ def one_guest(env: Env, storage: Storage, rng: random.Random, other: Guest, disk
     check(do["bind"](VDEVS[0]).wait(10 * PACE) == 0, f"{storage.name}: bind of {VDEVS[0]}")
     others_live()
     for vdev in VDEVS:
-        state(guest, vdev)  # of those that are bound
+        guest.debug_state(vdev)  # of those that are bound
     storage.back()
     check(do["bind"](VDEVS[1]).wait(10 * PACE) == 0, f"{storage.name}: bind of {VDEVS[1]}")
     wait_for(lambda: read(quiesce) == "yes", 60, f"{storage.name}: quiesced")

@@ -32,7 +32,7 @@ def run(env: Env) -> None:
     loop = sh(f"losetup -f --show {other}").strip()
     env.at_end(f"losetup -d {loop} 2>/dev/null || true")
     guest.attach(env.disk(loop, "xvdb"))
-    check(f"block device 7:{loop[-1]}" in state(guest, "xvdb"), f"the disk on {loop}: {state(guest, 'xvdb')}")
+    check(f"block device 7:{loop[-1]}" in guest.debug_state("xvdb"), f"the disk on {loop}: {guest.debug_state('xvdb')}")
     guest.detach("xvdb")
     sh(f"losetup -d {loop}")
 
@@ -48,18 +48,13 @@ def run(env: Env) -> None:
     equal(other.read_bytes()[:13], b"through xvdb\n", "what is in the file")
 
 
-def state(guest: Guest, vdev: str) -> str:
-    name = Path(guest.backend(vdev)).name
-    return read(f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-{name}/state")
-
-
 def is_handle(guest: Guest, vdev: str, image: Path) -> None:
     """The file has a loop device, and the guest's data do not go through it; the file's new size is seen without a word to it."""
     loop = sh(f"losetup -n -O NAME -j {image}").strip()
     check(loop, f"{image} has no loop device")
     statistics = Path("/sys/block", Path(loop).name, "stat")
     before = read(statistics)
-    check(f"medium: file {image} on" in state(guest, vdev), f"the medium: {state(guest, vdev)}")
+    check(f"medium: file {image} on" in guest.debug_state(vdev), f"the medium: {guest.debug_state(vdev)}")
     guest.sh(f"yes through {vdev} | dd of=/dev/{vdev} bs=64k count=16 oflag=direct iflag=fullblock; dd if=/dev/{vdev} of=/dev/null bs=64k count=16 iflag=direct")
     equal(read(statistics), before, f"I/O of {loop}")
     sh(f"truncate -s {2 * SIZE} {image}")

@@ -27,7 +27,6 @@ def run(env: Env) -> None:
     sh(f"dd if=/dev/urandom of={image} bs=1M count=8 conv=fsync 2>/dev/null")
     guest = env.guest(env.disk(image, "xvda"), vcpus=2)
     files = os.path.dirname(guest.statistics("xvda"))
-    state = f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-51712/state"
 
     def buffered() -> int:
         return int(read(f"{files}/statistics/buffered_req"))
@@ -45,8 +44,8 @@ def run(env: Env) -> None:
     for number in range(env.count(ROUNDS)):
         guest.sh(FIO.format(number + 1), timeout=120)
     sh("touch /tmp/stop")
-    log(read(state))
-    check("all buffered" in read(state), "state does not say that everything is buffered")
+    log(guest.debug_state("xvda"))
+    check("all buffered" in guest.debug_state("xvda"), "state does not say that everything is buffered")
     before = buffered()
     guest.sh("dd if=/dev/zero of=/dev/xvda bs=64k count=16 seek=16 oflag=direct conv=notrunc,fsync")
     check(buffered() >= before + 16, "large requests go another way than small ones")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lib.basics import check, equal, log, read, sh, wait_for
+from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env
 
 BACKENDS = ("rs",)
@@ -27,11 +27,10 @@ def run(env: Env) -> None:
     first = (CUT - WRITES // 2 * PAGE) // 512
     guest.sh("{ until [ -e /tmp/begin ]; do sleep 0.1; done; blkif-frontend behind --ring-order 3 --timeout 60 --json /tmp/report "
              f"--flushes {FLUSHES} --writes {WRITES} --sector {first} >/tmp/out 2>&1; echo $? >/tmp/end; }} &")
-    state = f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-51712/state"
     sh(f"dmsetup suspend --noflush --nolockfs {device}")
     try:
         guest.sh("touch /tmp/begin")
-        wait_for(lambda: f"{FLUSHES + WRITES + 1} in flight" in read(state), 30, "all requests taken by the backend")
+        wait_for(lambda: f"{FLUSHES + WRITES + 1} in flight" in guest.debug_state("xvda"), 30, "all requests taken by the backend")
         with image.open("r+b") as file:
             file.truncate(CUT)
     finally:

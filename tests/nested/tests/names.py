@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 
-from lib.basics import check, equal, read, run as command, sh, wait_for
+from lib.basics import check, equal, run as command, sh, wait_for
 from lib.env import DRIVER, Env, md5
 from lib.guest import Guest, vdev_number, without_complaint
 
@@ -48,8 +48,7 @@ def run(env: Env) -> None:
               f"not refused by name: [{done.returncode}] {done.stderr.strip()}")
         check(guest.run("[ -e /dev/xvdb ]").code, "the guest has a disk")
         # The driver has let go of what it has opened.
-        state = f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-{vdev_number('xvdb')}/state"
-        wait_for(lambda: "medium: refused" in read(state), 10, "the medium given up")
+        wait_for(lambda: "medium: refused" in guest.debug_state("xvdb"), 10, "the medium given up")
         sh(f"xl block-detach {guest.name} xvdb >/dev/null 2>&1 || true")
         env.parameter("keep_script", "Y")
         env.backend, env.driver = "loop", DRIVER["rs"]  # here, a loop device is as it should be

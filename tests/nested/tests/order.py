@@ -1,6 +1,6 @@
 """A barrier waits for what all rings of the disk sent before it, what is sent after it waits for the barrier; nothing waits for a discard."""
 
-from lib.basics import PACE, check, equal, log, read, sh, wait_for
+from lib.basics import PACE, check, equal, log, sh, wait_for
 from lib.env import Env
 
 BACKENDS = ("rs",)
@@ -39,8 +39,7 @@ def dying(env: Env) -> None:
     env.at_end(f"rmdir {config}; rmmod null_blk")
     guest = env.guest(env.disk("/dev/dying", "xvda"), frontend=True)
     guest.sh("rm -f /tmp/end; { blkif-frontend order --dying --queues 2 >/tmp/out 2>&1; echo $? >/tmp/end; } &")
-    state = f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-51712/state"
-    wait_for(lambda: "waits for a barrier" in read(state), 30, "a barrier that waits")
+    wait_for(lambda: "waits for a barrier" in guest.debug_state("xvda"), 30, "a barrier that waits")
     sh(f"echo 0 >{config}/power")
     guest.sh("until [ -e /tmp/end ]; do sleep 0.1; done", 60)
     log(guest.sh("cat /tmp/out"))

@@ -93,7 +93,7 @@ def run(env: Env) -> None:
         env.parameter("feature_persistent", 1)
         env.parameter("max_queues", 1)
         for act in ("unbind", "bind"):
-            sh(f"echo vbd-{guest.domid}-51712 >/sys/bus/xen-backend/drivers/xen-blkback-rs/{act}")
+            sh(f"echo {guest.bus_name('xvda')} >/sys/bus/xen-backend/drivers/xen-blkback-rs/{act}")
         guest.sh(LOAD, timeout=90)
         check(mapped(guest.domid) <= FEW, "grants are kept though the frontend was not offered persistent ones")
     guest.shutdown()

@@ -2,7 +2,7 @@
 
 from lib.basics import PACE, check, equal, log, read, sh, wait_for
 from lib.env import DRIVER, Env
-from lib.guest import Guest, vdev_number
+from lib.guest import Guest
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 300
@@ -19,18 +19,18 @@ FIO = ("fio --name=b --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=
 
 def quiesce(guest: Guest, vdev: str) -> None:
     """The in-tree driver does not wait for requests of a driver before it: they have to be done when it comes."""
-    path = f"/sys/bus/xen-backend/devices/vbd-{guest.domid}-{vdev_number(vdev)}/quiesce"
+    path = f"{guest.device(vdev)}/quiesce"
     sh(f"echo 1 >{path}")
     wait_for(lambda: read(path) == "yes", 30, f"{vdev} quiesced")
 
 
 def unbind(guest: Guest, vdev: str, backend: str) -> None:
-    sh(f"echo vbd-{guest.domid}-{vdev_number(vdev)} >{DRIVERS}/{NAMES[backend]}/unbind")
+    sh(f"echo {guest.bus_name(vdev)} >{DRIVERS}/{NAMES[backend]}/unbind")
     equal(guest.served_by(vdev), "nobody", f"who serves the unbound {vdev}")
 
 
 def bind(guest: Guest, vdev: str, backend: str) -> None:
-    sh(f"echo vbd-{guest.domid}-{vdev_number(vdev)} >{DRIVERS}/{NAMES[backend]}/bind")
+    sh(f"echo {guest.bus_name(vdev)} >{DRIVERS}/{NAMES[backend]}/bind")
     served(guest, vdev, backend)
 
 
@@ -53,7 +53,7 @@ def in_flight(env: Env, guest: Guest) -> None:
     sh(f"modprobe -i xen_blkback; printf '0 8192 linear {base} 0\n8192 4096 delay {base} 8192 {SLOW}\n12288 4096 linear {base} 12288\n' | dmsetup create xb9; udevadm settle")
     env.at_end("dmsetup remove --retry xb9")
     guest.attach(env.disk(slow, "xvdc"))
-    device = f"vbd-{guest.domid}-{vdev_number('xvdc')}"
+    device = guest.bus_name("xvdc")
     sh(f"echo {device} >{DRIVERS}/{NAMES['rs']}/unbind; echo {device} >{DRIVERS}/{NAMES['loop']}/bind")
     wait_for(lambda: env.store.read(f"{guest.backend('xvdc')}/state") == "4", 20, "the slow disk connected to the in-tree driver")
     guest.sh("{ dd if=/dev/xvdc of=/dev/null bs=4k skip=1024 count=1 iflag=direct; echo $? >/tmp/slow; } >/dev/null 2>&1 &")

@@ -54,12 +54,12 @@ def run(env: Env) -> None:
 
 
 def bounded(env: Env, greedy: Guest, other: Guest, device: str, options: str) -> None:
-    files = f"/sys/bus/xen-backend/devices/vbd-{greedy.domid}-51712"
+    files = greedy.device("xvda")
     waits = int(read(f"{files}/statistics/map_waits"))
     sh(f"dmsetup suspend --noflush {device}")
     begin(greedy, f"--vdev xvda --queues 2 --depth 8 --requests 16 --reads 50 {LARGE} {options}")
     wait_for(lambda: int(read(f"{files}/statistics/map_waits")) > waits + 1, 60, "both rings to wait")
-    check("too much mapped" in read(f"/sys/kernel/debug/xen-blkback-rs/vbd-{greedy.domid}-51712/state"), "state does not say it")
+    check("too much mapped" in greedy.debug_state("xvda"), "state does not say it")
     equal(int(read(f"{files}/guest_mapped_max")), MOST, "what the guest may have mapped")
     counted, found = int(read(f"{files}/guest_mapped")), mapped(greedy.domid)
     log(f"{options}: {found} pages of the guest are mapped, by our own count {counted}")
@@ -77,7 +77,7 @@ def bounded(env: Env, greedy: Guest, other: Guest, device: str, options: str) ->
 
 def unbound(env: Env, greedy: Guest, device: str) -> None:
     """The driver goes while requests wait: it does them before, and whoever comes next does the rest."""
-    vbd, driver = f"vbd-{greedy.domid}-51712", "/sys/bus/xen-backend/drivers/xen-blkback-rs"
+    vbd, driver = greedy.bus_name("xvda"), "/sys/bus/xen-backend/drivers/xen-blkback-rs"
     files = f"/sys/bus/xen-backend/devices/{vbd}"
     waits = int(read(f"{files}/statistics/map_waits"))
     sh(f"dmsetup suspend --noflush {device}")
@@ -100,7 +100,7 @@ def rings(env: Env, greedy: Guest) -> None:
 def full(env: Env, greedy: Guest, other: Guest, device: str, most: int) -> None:
     """Xen itself has no room for another mapping, as when others than us have them: all wait, nobody gets an error. By default
     Xen has room for MOST = 262,144, which takes minutes; run.py --xen gnttab_max_maptrack_frames=32 makes it 8192."""
-    files = f"/sys/bus/xen-backend/devices/vbd-{greedy.domid}-51712"
+    files = greedy.device("xvda")
     for name in ("max_guest_mapped_pages", "max_mapped_pages"):
         env.parameter(name, HUGE)
     # A ring that is not there yet could not be mapped.
@@ -114,9 +114,9 @@ def full(env: Env, greedy: Guest, other: Guest, device: str, most: int) -> None:
     begin(greedy, f"--vdev xvda --queues 4 --ring-order 4 --depth {depth} --own-pages 3 --requests {depth} {LARGE}")
     wait_for(lambda: int(read(f"{files}/statistics/map_waits")) > waits + 3, 40 + most // 1000, "Xen's table to be full")
     log(f"full after {time.monotonic() - start:.1f} s")
-    files = files.replace(f"vbd-{greedy.domid}-", f"vbd-{other.domid}-")
+    files = other.device("xvda")
     wait_for(lambda: int(read(f"{files}/statistics/map_waits")) > 0, 60, "another guest to wait, too")
-    log(read(f"/sys/kernel/debug/xen-blkback-rs/vbd-{other.domid}-51712/state"))
+    log(other.debug_state("xvda"))
     sh(f"dmsetup resume {device}")
     end(greedy)
     end(other)

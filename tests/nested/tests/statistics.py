@@ -58,8 +58,8 @@ def run(env: Env) -> None:
         in_memory = numbers("xvdc")
         equal(in_memory["buffered_req"], in_memory["rd_req"] + in_memory["wr_req"], "buffered requests of a file in memory")
         check(in_memory["rd_req"] > 0, f"{in_memory}")
-        in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51712", [f"file {image} on ext4", "I/O: direct", "in flight", "mode: w\n"], after)
-        in_debugfs(f"{DEBUGFS}/vbd-{guest.domid}-51728", [f"block device {major}:{minor}", "mode: r\n"], numbers("xvdb"))
+        in_debugfs(f"{DEBUGFS}/{guest.bus_name('xvda')}", [f"file {image} on ext4", "I/O: direct", "in flight", "mode: w\n"], after)
+        in_debugfs(f"{DEBUGFS}/{guest.bus_name('xvdb')}", [f"block device {major}:{minor}", "mode: r\n"], numbers("xvdb"))
         traced(guest)
         # One request at a time: each answer is told at once.
         check(80 <= used["events_sent"] <= 80 + used["f_req"] + used["ds_req"], f"events for one request at a time in {used}")

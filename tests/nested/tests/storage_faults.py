@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.basics import check, equal, log, read, sh, wait_for
 from lib.env import Env, block_of, md5, write_pattern
-from lib.guest import Guest, vdev_number
+from lib.guest import Guest
 
 BACKENDS = ("rs",)
 TIMEOUT = 300
@@ -66,10 +66,9 @@ def slow(env: Env, guest: Guest, device: str) -> None:
     """Requests of one disk are outstanding while others work, and all are done in the end."""
     quick = sh(f"dmsetup table {device}").strip()
     length, where = quick.split()[1], quick.split("linear ")[1]
-    state = f"/sys/kernel/debug/xen-blkback-rs/vbd-{guest.domid}-{vdev_number('xvda')}/state"
 
     def in_flight() -> int:
-        return int(re.findall(r"(\d+) in flight", read(state))[0])
+        return int(re.findall(r"(\d+) in flight", guest.debug_state("xvda"))[0])
 
     # Writes alone, as udev reads what is new to it, and is waited for.
     env.reload(device, f"0 {length} delay {where} 0 {where} {HOUR}")

@@ -91,7 +91,7 @@ def actions(env: Env, guest: Guest) -> dict[str, Callable[[str], subprocess.Pope
     return {
         "unbind": lambda vdev: start("sh", "-c", f"echo {guest.bus_name(vdev)} >{DRIVER}/unbind"),
         "bind": lambda vdev: start("sh", "-c", f"echo {guest.bus_name(vdev)} >{DRIVER}/bind"),
-        "quiesce": lambda vdev: start("sh", "-c", f"echo 1 >/sys/bus/xen-backend/devices/{guest.bus_name(vdev)}/quiesce"),
+        "quiesce": lambda vdev: start("sh", "-c", f"echo 1 >{guest.device(vdev)}/quiesce"),
         "detach": lambda vdev: start("xl", "block-detach", "--force", guest.name, str(vdev_number(vdev))),
         "remove": lambda vdev: start("xenstore-rm", guest.backend(vdev)),
     }
@@ -142,7 +142,7 @@ def one_guest(env: Env, storage: Storage, rng: random.Random, other: Guest, disk
     for vdev in VDEVS[:2]:
         check(do["unbind"](vdev).wait(10 * PACE) == 0, f"{storage.name}: unbind of {vdev}")
     do["quiesce"](VDEVS[2]).wait(10 * PACE)
-    quiesce = f"/sys/bus/xen-backend/devices/{name_of(guest, VDEVS[2])}/quiesce"
+    quiesce = f"{guest.device(VDEVS[2])}/quiesce"
     check(read(quiesce) == "draining", f"{storage.name}: a disk with a request in flight is quiesced: {read(quiesce)}")
     check(do["bind"](VDEVS[0]).wait(10 * PACE) == 0, f"{storage.name}: bind of {VDEVS[0]}")
     others_live()

@@ -268,8 +268,8 @@ def _guest_tree(tree: Tree, base: Path, kernel: Kernel) -> None:
         tree.add(base / path.lstrip("/"), f"usr/lib64/{name}" if name.startswith("ld-") else f"usr/lib/x86_64-linux-gnu/{name}")
     for name in programs:
         tree.add(base / name, name.replace("usr/sbin", "sbin"))
-    for link, program in (("mkfs.ext4", "mke2fs"), ("fsck.ext4", "e2fsck")):
-        (tree.path / "sbin" / link).symlink_to(program)
+    for link, target in (("mkfs.ext4", "mke2fs"), ("fsck.ext4", "e2fsck")):
+        (tree.path / "sbin" / link).symlink_to(target)
     tree.add(base / "etc/mke2fs.conf", "etc/mke2fs.conf")
     buildroot.run(["sh", "-ec", STUB_LIBRARIES, "sh", str(base), str(directory), *FIO_LIBRARIES], log="nested-stubs")
     tree.modules(kernel, GUEST_MODULES)

@@ -32,6 +32,8 @@ PACKAGES = (
     " librust-clap-dev librust-libc-dev librust-serde-json-dev"
     # libFuzzer, for tests/fuzz
     " libclang-rt-dev"
+    # what looks at the scripts and tests
+    " pyflakes3"
     # the test system: image tools and the emulator
     " qemu-system-x86 e2fsprogs ca-certificates debian-archive-keyring"
 ).split()

@@ -176,13 +176,16 @@ def checkpatch(to: module.Target) -> None:
 
 
 def python(to: module.Target | None = None) -> None:
-    """Every Python file compiles, for the oldest Python that we promise."""
-    for path in [*sources(TOP, ["scripts", "tests"])]:
-        if path.suffix == ".py":
-            try:
-                compile(path.read_text(), str(path), "exec")
-            except SyntaxError as error:
-                raise Fail(f"{rel(path)}:{error.lineno}: {error.msg}") from None
+    """Every Python file compiles, for the oldest Python that we promise, knows what it uses, and uses what it imports."""
+    files = [path for path in sources(TOP, ["scripts", "tests"]) if path.suffix == ".py"]
+    for path in files:
+        try:
+            compile(path.read_text(), str(path), "exec")
+        except SyntaxError as error:
+            raise Fail(f"{rel(path)}:{error.lineno}: {error.msg}") from None
+    done = buildroot.run(["python3", "-m", "pyflakes", *map(rel, files)], capture=True, check=False)
+    if done.returncode:
+        raise Fail(done.stdout + done.stderr)
 
 
 def refused(to: module.Target | None = None) -> Iterator[tuple[str, str]]:

@@ -191,16 +191,13 @@ def destroyed(guest: Guest) -> float:
 class Slow:
     """A device that can be made slow, and that udev does not read: that would take minutes then."""
 
-    RULES = Path("/run/udev/rules.d/56-slow.rules")
-
     def __init__(self, env: Env, size: int, number: int) -> None:
         self.env, self.sectors = env, size >> 9
         self.base = env.device(size >> 20, number)
         self.name = f"xb{number}slow"
         self.path = f"/dev/mapper/{self.name}"
-        self.RULES.parent.mkdir(parents=True, exist_ok=True)
-        self.RULES.write_text('ENV{DM_NAME}=="xb?slow", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1"\n')
-        sh(f"udevadm control --reload; dmsetup create {self.name} --table '{self._table(0)}' && udevadm settle")
+        env.hide_from_udev(f'ENV{{DM_NAME}}=="{self.name}"')
+        sh(f"dmsetup create {self.name} --table '{self._table(0)}' && udevadm settle")
         env.at_end(f"dmsetup info {self.name} >/dev/null 2>&1 || exit 0; dmsetup suspend {self.name}; "
                    f"dmsetup reload {self.name} --table '{self._table(0)}'; dmsetup resume {self.name}; dmsetup remove --retry {self.name}")
 

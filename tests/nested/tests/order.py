@@ -18,6 +18,7 @@ def run(env: Env) -> None:
     third = (SIZE << 11) // len(DELAYS)
     table = "\n".join(f"{third * n} {third} delay " + " ".join(f"{base} {third * n} {ms}" for ms in (round(delay * PACE), round(delay * PACE), 0))
                       for n, delay in enumerate(DELAYS))
+    env.hide_from_udev('ENV{DM_NAME}=="xb9"')
     sh(f"echo '{table}' | dmsetup create xb9 && udevadm settle")
     env.at_end("dmsetup remove --retry xb9")
     guest = env.guest(env.disk("/dev/mapper/xb9", "xvda"), frontend=True)
@@ -32,6 +33,7 @@ def run(env: Env) -> None:
 def dying(env: Env) -> None:
     """A device goes away while a barrier waits for a request: the barrier is refused then, and whatever has waited for it goes on."""
     config = "/sys/kernel/config/nullb/dying"
+    env.hide_from_udev('KERNEL=="dying"')
     # Timers (2) answer, after three seconds or more.
     settings = {"size": SIZE, "memory_backed": 1, "irqmode": 2, "completion_nsec": round(3 * PACE) * 10 ** 9, "cache_size": 1}
     sh("modprobe null_blk nr_devices=0; mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config; "

@@ -41,8 +41,9 @@ def explain(env: Env) -> None:
     for state in Path("/sys/kernel/debug/xen-blkback-rs").glob("*/state"):
         print(f"--- {state}\n{read(state)}", flush=True)
     for comm in Path("/proc").glob("[0-9]*/comm"):
-        # The threads of rings, and those of xenbus.
-        if re.fullmatch(r"\d+-\d+\.\d+|xenwatch|xenbus|xenconsoled", read(comm)):
+        # The threads of rings, those of xenbus, and whoever waits for what nothing can interrupt.
+        waits = read(comm.parent / "stat").rpartition(")")[2].split()[:1] == ["D"]
+        if waits or re.fullmatch(r"\d+-\d+\.\d+|xenwatch|xenbus|xenconsoled", read(comm)):
             print(f"--- {where_is(int(comm.parent.name))}", flush=True)
     run("xl", "debug-keys", "e")
     print("--- " + run("xl", "dmesg").stdout[-8000:], flush=True)

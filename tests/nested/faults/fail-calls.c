@@ -11,6 +11,7 @@
 #include <linux/atomic.h>
 #include <linux/bio.h>
 #include <linux/err.h>
+#include <linux/fs.h>
 #include <linux/jhash.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
@@ -68,6 +69,12 @@ static long busy(void)
 	return -EBUSY;
 }
 
+/* As of a file system that cannot do this one directly */
+static long not_direct(void)
+{
+	return -EINVAL;
+}
+
 static int refused(struct gnttab_map_grant_ref *ops, struct gnttab_map_grant_ref *kernel_ops,
 		   struct page **pages, unsigned int count)
 {
@@ -116,6 +123,8 @@ static struct call {
 	const char *how;	/* to tell two rows of one function apart */
 	/* Called by Rust only, so the kernel crate calls it on our behalf. A size of 0 frees. */
 	bool rust;
+	/* Of a file, with direct I/O only */
+	bool direct;
 	atomic_t calls, failures;
 	struct kprobe probe;
 } calls[] = {
@@ -151,6 +160,8 @@ static struct call {
 	{ "submit_bio", end_bio },
 	{ "vfs_iocb_iter_read", no_memory },
 	{ "vfs_iocb_iter_write", no_memory },
+	{ "vfs_iocb_iter_read", not_direct, ":not_direct", .direct = true },
+	{ "vfs_iocb_iter_write", not_direct, ":not_direct", .direct = true },
 	{ "rw_verify_area", no_memory },
 	{ "vfs_fsync", io_error },
 	{ "vfs_fallocate", io_error },
@@ -168,6 +179,11 @@ static bool fails(unsigned int number)
 	return !atomic_dec_if_positive(&nth);
 }
 
+static bool is_direct(const struct kiocb *iocb)
+{
+	return iocb->ki_flags & IOCB_DIRECT;
+}
+
 /* Runs when a function is entered, on top of the stack being where to return to */
 static int entered(struct kprobe *probe, struct pt_regs *regs)
 {
@@ -178,6 +194,8 @@ static int entered(struct kprobe *probe, struct pt_regs *regs)
 	if (!module)
 		return 0;
 	if (call->rust ? !regs_get_kernel_argument(regs, 1) : !within_module(caller, module))
+		return 0;
+	if (call->direct && !is_direct((struct kiocb *)regs_get_kernel_argument(regs, 1)))
 		return 0;
 	atomic_inc(&call->calls);
 	if (!fails(call - calls))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -22,6 +23,7 @@ SCRATCH = Path("/mnt/scratch")
 DRIVES = {"ext4": "xb-ext4", "xfs": "xb-xfs", "btrfs": "xb-btrfs"}
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q", "-f"]}
 FIBMAP = 1  # as in <linux/fs.h>
+CACHESTAT = 451  # __NR_cachestat
 FILE_SYSTEMS = ("ext4", "xfs", "btrfs", "tmpfs")
 
 
@@ -237,6 +239,14 @@ class Env:
 
 def run_quiet(*argv: str) -> str:
     return subprocess.run(argv, text=True, capture_output=True, stdin=subprocess.DEVNULL).stdout
+
+
+def cached_pages(path: Path) -> int:
+    """How many pages of a file are in dom0's page cache."""
+    everything, counts = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    with path.open("rb") as file:
+        check(ctypes.CDLL(None).syscall(CACHESTAT, file.fileno(), everything, counts, 0) == 0, f"cachestat {path}")
+    return counts[0]
 
 
 def block_of(path: Path, block: int) -> int:

@@ -26,7 +26,8 @@ LONG = 10
 DRIVER = "/sys/bus/xen-backend/drivers/xen-blkback-rs"
 LAYOUTS = {"xvda": "--queues 2 --persistent", "xvdb": "--abi x86_32 --ring-order 1"}
 # Calls that there is a way around: requests wait, or take another way. No guest ever hears of them.
-HARMLESS = ("__kmalloc_noprof", "alloc_pages_noprof", "gnttab_alloc_pages", "gnttab_map_refs:no_room")
+HARMLESS = ("__kmalloc_noprof", "alloc_pages_noprof", "gnttab_alloc_pages", "gnttab_map_refs:no_room",
+            "vfs_iocb_iter_read:not_direct", "vfs_iocb_iter_write:not_direct")
 # Each that fails is an error of one request, or, of what does several at a time, of some.
 HARMFUL = {"submit_bio": 1, "blkdev_issue_discard": 1, "vfs_iocb_iter_read": 1, "vfs_iocb_iter_write": 1, "rw_verify_area": 1, "vfs_fsync": 1,
            "vfs_fallocate": 1, "gnttab_map_refs": 64, "gnttab_batch_copy": 64}

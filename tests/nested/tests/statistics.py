@@ -4,7 +4,7 @@ import os
 import re
 
 from lib.basics import PACE, check, equal, log, sh, wait_for
-from lib.env import Env
+from lib.env import Env, cached_pages
 from lib.guest import Guest
 
 BACKENDS = ("rs", "loop")
@@ -55,6 +55,7 @@ def run(env: Env) -> None:
         equal(sum(used[way] for way in WAYS), (used["wr_sect"] + used["rd_sect"]) // 8, f"pages that were made accessible in {used}")
         equal(used["pages_copied"], 0, "pages copied from a frontend with persistent grants")
         equal(after["buffered_req"], 0, "buffered requests of a file with direct I/O")
+        equal(cached_pages(image), 0, "pages of a file with direct I/O in dom0's memory")
         in_memory = numbers("xvdc")
         equal(in_memory["buffered_req"], in_memory["rd_req"] + in_memory["wr_req"], "buffered requests of a file in memory")
         check(in_memory["rd_req"] > 0, f"{in_memory}")

@@ -224,6 +224,53 @@ impl Lab {
         Ok(data)
     }
 
+    /// Reads and writes in turns, all at once, each of the page that follows on the disk; what is wrong with the data
+    /// then. A read-only disk is read only.
+    pub fn in_turns(&mut self) -> Result<Option<String>> {
+        const COUNT: u64 = 10;
+        let readonly = self.properties().readonly;
+        let timeout = self.timeout;
+        let first = self.rng.below(HEAD / 8 - COUNT) * 8;
+        let mut written = Vec::new();
+        for number in 0..COUNT {
+            let (page, sector) = (number as usize, first + number * 8);
+            let operation = if number % 2 == 1 && !readonly {
+                let data = self.fresh(sector, 8);
+                self.pages.write(page * PAGE, &data);
+                written.push((sector, data));
+                OP_WRITE
+            } else {
+                self.pages.fill(page * PAGE, PAGE, POISON);
+                OP_READ
+            };
+            let common = Common {
+                id: self.id(),
+                sector,
+                handle: 0,
+            };
+            let gref = self.pages.grefs()[page];
+            let ring = self.ring();
+            ring.put(&wire::page(ring.abi(), FILLER, operation, common, gref));
+        }
+        self.ring().push()?;
+        for _ in 0..COUNT {
+            let response = self.ring().wait_response(timeout)?;
+            if response.status != Status::Okay as i16 {
+                return Ok(Some(format!("{response:?}")));
+            }
+        }
+        for (sector, data) in written {
+            self.remember(sector, &data);
+        }
+        let mut data = vec![0; COUNT as usize * PAGE];
+        self.pages.read(0, &mut data);
+        if let Some(problem) = self.compare(first, &data) {
+            return Ok(Some(format!("in the frontend's pages: {problem}")));
+        }
+        let data = self.read(first, COUNT * 8)?;
+        Ok(self.compare(first, &data))
+    }
+
     /// Puts a read of one sector, for tests of the ring; returns its identifier.
     pub fn put_read(&mut self, id: u64) {
         let gref = self.pages.grefs()[(self.rng.below(PAGES_AT_LEAST as u64)) as usize];

@@ -17,7 +17,7 @@ use crate::ring::Response;
 pub type Rule = (&'static str, fn(&mut Lab) -> Result<Outcome>);
 
 /// All rules. The last one looks back on everything before it.
-pub const RULES: [Rule; 8] = [
+pub const RULES: [Rule; 9] = [
     (
         "ring: a full ring is answered, each request once",
         full_ring,
@@ -25,6 +25,10 @@ pub const RULES: [Rule; 8] = [
     ("ring: indices go round and round", wrap_around),
     ("ring: right and wrong requests in one batch", mixture),
     ("ring: one id for two requests in flight", same_id),
+    (
+        "ring: reads and writes in turns, each behind the one before",
+        |lab| Ok(good_if(lab.in_turns()?)),
+    ),
     (
         "event: an idle backend asks for one with the next request",
         idle_asks,

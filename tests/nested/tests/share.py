@@ -78,7 +78,7 @@ def bounded(env: Env, greedy: Guest, other: Guest, device: str, options: str) ->
 def unbound(env: Env, greedy: Guest, device: str) -> None:
     """The driver goes while requests wait: it does them before, and whoever comes next does the rest."""
     vbd, driver = greedy.bus_name("xvda"), "/sys/bus/xen-backend/drivers/xen-blkback-rs"
-    files = f"/sys/bus/xen-backend/devices/{vbd}"
+    files = greedy.device("xvda")
     waits = int(read(f"{files}/statistics/map_waits"))
     sh(f"dmsetup suspend --noflush {device}")
     begin(greedy, f"--vdev xvda --queues 2 --depth 8 --requests 16 --reads 50 {LARGE}")

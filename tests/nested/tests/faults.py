@@ -272,8 +272,9 @@ def run(env: Env) -> None:
     guest = env.guest(frontend=True)
     disks = [Disk(env, guest, env.file("ext4", "disk", 8 << 20), "xvda"), Disk(env, guest, env.device(8), "xvdb")]
     in_turn(env, faults, "load", loads, {})
-    # The kernel keeps the threads that its workqueues need for this.
+    # The kernel keeps the threads that its workqueues need for this, and the stock script's loop devices, which at_random may have.
     under_load(env, faults, disks, 0)
+    sh(f"losetup -d $(losetup -f --show {disks[0].target}); udevadm settle")
     memory, before = used(), handles() | {"mapped grants": mapped(guest.domid)}
     for seed in range(1, env.count(1)):
         under_load(env, faults, disks, seed)

@@ -21,6 +21,7 @@ use kernel::{
     sync::Arc, //
 };
 use xen_bindings::{
+    device::Device,
     evtchn::EventChannel,
     ring::{
         RingMemory,
@@ -28,7 +29,6 @@ use xen_bindings::{
     },
     thread::wait_for_interrupts,
     work::OwnedQueue,
-    xenbus::Device,
     xenstore, //
 };
 

@@ -26,6 +26,7 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
+    device::State,
     sysfs::Group,
     thread::wait_for_tasks,
     work::OwnedQueue,
@@ -173,7 +174,7 @@ impl xenbus::Driver for Driver {
         data.0.schedule();
     }
 
-    fn otherend_changed(data: &DeviceData, state: xenbus::State) {
+    fn otherend_changed(data: &DeviceData, state: State) {
         data.0.frontend_changed(state);
     }
 

@@ -37,20 +37,22 @@ use kernel::{
     },
 };
 use xen_bindings::{
+    device::{
+        Device,
+        State, //
+    },
     params,
     work::{
         cancel_delayed_work,
         OnQueue,
         OwnedQueue, //
     },
-    xenbus::{
-        Binding,
-        Device,
+    xenbus::Binding,
+    xenwatch::{
         InXenwatch,
-        State,
         Watch,
         Watcher, //
-    },
+    }, //
 };
 
 use self::connecting::Refused;
@@ -570,7 +572,7 @@ impl Watcher for Vbd {
         }
         match path.rsplit(|byte| *byte == b'/').next() {
             Some(b"state") => {
-                if this.unregister.load(Relaxed) && !ctx.unregister(&this.binding) {
+                if this.unregister.load(Relaxed) && !this.binding.unregister(ctx) {
                     this.look_later();
                 }
             }

@@ -139,6 +139,18 @@ rust_helper_device_attribute_init(struct device_attribute *attr, const char *nam
 	return &attr->attr;
 }
 
+__rust_helper struct attribute *
+rust_helper_driver_attribute_init(struct driver_attribute *attr, const char *name,
+				  ssize_t (*store)(struct device_driver *drv,
+						   const char *buf, size_t count))
+{
+	sysfs_attr_init(&attr->attr);
+	attr->attr.name = name;
+	attr->attr.mode = 0200;
+	attr->store = store;
+	return &attr->attr;
+}
+
 __rust_helper void rust_helper_attribute_group_init(struct attribute_group *group,
 						    const char *name,
 						    struct attribute **attrs)

@@ -23,9 +23,11 @@
 mod raw;
 
 pub mod bdev;
+mod bind;
 pub mod clock;
 pub mod completion;
 pub mod copy;
+pub mod device;
 pub mod evtchn;
 pub mod file;
 pub mod grant;
@@ -48,6 +50,7 @@ pub mod trace;
 pub mod work;
 pub mod xenbus;
 pub mod xenstore;
+pub mod xenwatch;
 
 /// Prefix of this crate's log lines: those of the module it is part of.
 const __LOG_PREFIX: &[u8] = b"xen_blkback_rs\0";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Abstractions for the xenbus: backend drivers, their devices, and watches.
+//! Abstractions for the xenbus: backend drivers and their devices.
 //!
 //! C header: [`include/xen/xenbus.h`](srctree/include/xen/xenbus.h)
 //!
@@ -9,10 +9,10 @@
 //! whoever loads, unloads, binds or unbinds). A callback that blocks there blocks every other Xen
 //! device, so callbacks should hand their work to a workqueue. Above all nothing may wait for the xenwatch thread
 //! while it holds a device's lock, as probe and remove do: that thread takes the lock of a device that vanishes.
-//! Hence a [`Watch`] must not be dropped there.
+//! Hence a [`Watch`](crate::xenwatch::Watch) must not be dropped there, and it is that thread that unbinds a driver at
+//! the administrator's request.
 
 use core::{
-    cell::UnsafeCell,
     marker::PhantomPinned,
     ptr::NonNull, //
 };
@@ -23,7 +23,6 @@ use kernel::{
         to_result, //
     },
     prelude::*,
-    str::CString,
     sync::{
         atomic::{
             Acquire,
@@ -40,145 +39,19 @@ use kernel::{
 };
 
 use crate::{
+    bind::Files,
+    device::{
+        Device,
+        State, //
+    },
     raw,
     sysfs::{
         Group,
         Groups, //
     },
-    xenstore::{
-        self,
-        Transaction, //
-    }, //
+    xenstore::Transaction,
+    xenwatch::InXenwatch, //
 };
-
-/// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum State {
-    /// No node, or one that cannot be read: the end is gone.
-    Unknown = 0,
-    /// The end has been created and has said nothing yet.
-    Initialising = 1,
-    /// The end has published what it offers, and waits for the other.
-    InitWait = 2,
-    /// The end has published everything, and waits for the other to connect.
-    Initialised = 3,
-    /// The end is ready for I/O.
-    Connected = 4,
-    /// The end wants the connection to be closed.
-    Closing = 5,
-    /// The end has closed the connection.
-    Closed = 6,
-    /// Used for PCI pass-through only.
-    Reconfiguring = 7,
-    /// Used for PCI pass-through only.
-    Reconfigured = 8,
-    /// A number that the protocol does not define.
-    Invalid = u32::MAX,
-}
-
-impl State {
-    /// The state with this number; [`State::Invalid`] for what the protocol does not define.
-    pub fn from_number(number: u32) -> Self {
-        match number {
-            0 => Self::Unknown,
-            1 => Self::Initialising,
-            2 => Self::InitWait,
-            3 => Self::Initialised,
-            4 => Self::Connected,
-            5 => Self::Closing,
-            6 => Self::Closed,
-            7 => Self::Reconfiguring,
-            8 => Self::Reconfigured,
-            _ => Self::Invalid,
-        }
-    }
-}
-
-/// A counted reference to a `struct xenbus_device`.
-///
-/// # Invariants
-///
-/// The pointer is a valid `xenbus_device`, and we hold a reference to its `dev`.
-pub struct Device(NonNull<raw::xenbus_device>);
-
-// SAFETY: A `xenbus_device` is reference counted, and may be used and released in any task.
-unsafe impl Send for Device {}
-// SAFETY: Of the fields that change we read only `state`, as the C code does, with a volatile
-// load; the functions called serialise by themselves.
-unsafe impl Sync for Device {}
-
-impl Clone for Device {
-    fn clone(&self) -> Self {
-        // SAFETY: By the type invariant `self.0` is valid.
-        unsafe { Self::from_raw(self.0) }
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the device is valid and the reference is ours.
-        unsafe { raw::put_device(&raw mut (*self.as_ptr()).dev) }
-    }
-}
-
-impl Device {
-    /// Takes a reference.
-    ///
-    /// # Safety
-    ///
-    /// `ptr` must be a valid `xenbus_device` for the duration of the call.
-    unsafe fn from_raw(ptr: NonNull<raw::xenbus_device>) -> Self {
-        // SAFETY: `ptr` is valid.
-        unsafe { raw::get_device(&raw mut (*ptr.as_ptr()).dev) };
-        // INVARIANT: The reference was taken just now.
-        Self(ptr)
-    }
-
-    pub(crate) fn as_ptr(&self) -> *mut raw::xenbus_device {
-        self.0.as_ptr()
-    }
-
-    /// Path of the device's own directory in xenstore, such as `backend/vbd/3/51712`.
-    pub fn nodename(&self) -> &CStr {
-        // SAFETY: `nodename` is a NUL-terminated string inside of the allocation of the device,
-        // and does not change.
-        unsafe { raw::c_str((*self.as_ptr()).nodename) }
-    }
-
-    /// Name of the device in sysfs, such as `vbd-3-51712`.
-    pub fn name(&self) -> &CStr {
-        // SAFETY: The device is valid, and named since it was registered; a device of the xenbus is
-        // not renamed.
-        unsafe { raw::c_str(raw::dev_name(&raw const (*self.as_ptr()).dev)) }
-    }
-
-    /// Domain id of the other end.
-    pub fn otherend_id(&self) -> u16 {
-        // SAFETY: The device is valid; the field is written before probe and not changed while a
-        // driver is bound.
-        let id = unsafe { (*self.as_ptr()).otherend_id };
-        // A domain id has 15 bits (`domid_t`), negative values stand for none.
-        u16::try_from(id).unwrap_or(u16::MAX)
-    }
-
-    /// The state that this end last published.
-    pub fn state(&self) -> State {
-        // SAFETY: The device is valid.
-        let state = unsafe { (&raw const (*self.as_ptr()).state).read_volatile() };
-        State::from_number(state)
-    }
-
-    /// Does the toolstack want the device to exist (node `online`)? May sleep.
-    ///
-    /// # Errors
-    ///
-    /// What xenstore answers with.
-    pub fn is_online(&self) -> Result<bool> {
-        let online = xenstore::read_optional(self.nodename(), c"online")?;
-        Ok(online.is_some_and(|value| value.number().is_ok_and(|online| online != 0)))
-    }
-}
 
 /// A device and its driver, from probe until the driver is unbound; what refers to it may live longer.
 ///
@@ -272,31 +145,22 @@ impl Binding {
         }
         !self.is_over()
     }
-}
 
-/// Proof that the current code runs in the xenwatch thread, inside of a callback.
-pub struct InXenwatch(());
-
-impl InXenwatch {
     /// Removes the device from the bus, which unbinds its driver, unless that has been done. May sleep.
     ///
-    /// Returns `false` if nothing was done because somebody else is about to do something to the device, such as
-    /// to unbind it, and may be waiting for the callback that we are in: it has to be tried again later.
-    pub fn unregister(&self, binding: &Binding) -> bool {
-        if binding.is_over() {
+    /// Returns `false` if nothing was done because somebody else does something to the device, and may be waiting for
+    /// the callback that we are in: it has to be tried again later.
+    pub fn unregister(&self, _: &InXenwatch) -> bool {
+        if self.is_over() {
             return true;
         }
-        let dev = binding.dev.as_ptr();
-        // SAFETY: The device is valid. By the invariant of the binding it is registered, and stays so, as we are in
-        // the only thread that unregisters it. The lock is given back at once: whoever takes it from here on has not
-        // been waiting for us before.
-        unsafe {
-            if !raw::device_trylock(&raw mut (*dev).dev) {
-                return false;
-            }
-            raw::device_unlock(&raw mut (*dev).dev);
-            raw::device_unregister(&raw mut (*dev).dev);
+        // Whoever takes the lock after this look has not been waiting for us before.
+        if self.dev.look(|_| ()).is_none() {
+            return false;
         }
+        // SAFETY: The device is valid. By the type invariant it is registered, and stays so, as we are in the only
+        // thread that unregisters it.
+        unsafe { raw::device_unregister(&raw mut (*self.dev.as_ptr()).dev) };
         true
     }
 }
@@ -358,6 +222,7 @@ pub struct Registration<T: Driver> {
     drv: Opaque<raw::xenbus_driver>,
     ids: [raw::xenbus_device_id; 2],
     groups: Groups<T::Data>,
+    files: Files,
     context: Arc<T::Context>,
     #[pin]
     _pin: PhantomPinned,
@@ -389,6 +254,7 @@ impl<T: Driver> Registration<T> {
             context,
             ids,
             groups: Groups::new(T::GROUPS)?,
+            files: Files::new()?,
             drv <- Opaque::try_ffi_init(|drv: *mut raw::xenbus_driver| {
                 // SAFETY: `drv` may be written; the fields before this one are initialised
                 // already, and stay in place because the structure is pinned.
@@ -397,6 +263,8 @@ impl<T: Driver> Registration<T> {
                     (*drv).name = T::NAME.as_char_ptr();
                     (*drv).ids = (&raw const (*this.as_ptr()).ids).cast();
                     (*drv).driver.dev_groups = (*this.as_ptr()).groups.as_ptr().cast();
+                    (*drv).driver.groups = (*this.as_ptr()).files.as_ptr().cast();
+                    (*drv).driver.suppress_bind_attrs = true;
                     (*drv).probe = Some(Self::probe_callback);
                     (*drv).otherend_changed = Some(Self::otherend_changed_callback);
                     (*drv).remove = Some(Self::remove_callback);
@@ -513,93 +381,5 @@ impl<T: Driver> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant the driver is registered.
         unsafe { raw::xenbus_unregister_driver(self.drv.get()) }
-    }
-}
-
-/// Something that wants to know of changes in xenstore.
-pub trait Watcher: Send + Sync + 'static {
-    /// The node `path` (without a final NUL) has changed. Runs in the xenwatch thread.
-    fn changed(this: Arc<Self>, path: &[u8], ctx: &InXenwatch);
-}
-
-#[repr(C)]
-struct WatchInner<T> {
-    // First, so that the callback finds the rest.
-    watch: UnsafeCell<raw::xenbus_watch>,
-    watcher: Arc<T>,
-    node: CString,
-}
-
-/// A watch of a node and everything below it. Dropping it waits for a running callback, unless it
-/// is dropped by the callback.
-///
-/// # Invariants
-///
-/// The pointer comes from a `KBox<WatchInner<T>>` whose watch is registered.
-pub struct Watch<T: Watcher>(NonNull<WatchInner<T>>);
-
-// SAFETY: The watcher is `Send + Sync`; a watch may be removed in any task.
-unsafe impl<T: Watcher> Send for Watch<T> {}
-// SAFETY: There is nothing that could be done with a shared reference.
-unsafe impl<T: Watcher> Sync for Watch<T> {}
-
-impl<T: Watcher> Watch<T> {
-    /// Watches `node`. The watch fires once immediately. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`, or the error that xenstore answers with.
-    pub fn new(node: &CStr, watcher: Arc<T>) -> Result<Self> {
-        let mut inner = KBox::new(
-            WatchInner {
-                watch: UnsafeCell::new(pin_init::zeroed()),
-                watcher,
-                node: CString::try_from(node)?,
-            },
-            GFP_KERNEL,
-        )?;
-        let path = inner.node.as_char_ptr();
-        let watch = inner.watch.get_mut();
-        watch.node = path;
-        watch.callback = Some(Self::callback);
-        let ptr = KBox::into_raw(inner);
-        // SAFETY: The structure is filled in, and stays where it is until `drop`.
-        let ret = to_result(unsafe { raw::register_xenbus_watch((*ptr).watch.get()) });
-        if let Err(err) = ret {
-            // SAFETY: `ptr` comes from `KBox::into_raw`, and the registration failed.
-            drop(unsafe { KBox::from_raw(ptr) });
-            return Err(err);
-        }
-        // INVARIANT: Registered just now.
-        Ok(Self(NonNull::new(ptr).ok_or(ENOMEM)?))
-    }
-
-    /// # Safety
-    ///
-    /// Called by the xenwatch thread only, with a watch that [`Watch::new`] registered.
-    unsafe extern "C" fn callback(
-        watch: *mut raw::xenbus_watch,
-        path: *const kernel::ffi::c_char,
-        _token: *const kernel::ffi::c_char,
-    ) {
-        let inner = watch.cast::<WatchInner<T>>();
-        // SAFETY: `watch` is the first field of a `WatchInner`. It is valid until the watch is
-        // unregistered, which waits for this callback or is done by it; hence the clone.
-        let watcher = unsafe { (*inner).watcher.clone() };
-        // SAFETY: The xenwatch thread passes a NUL-terminated string.
-        let path = unsafe { core::slice::from_raw_parts(path.cast::<u8>(), raw::strlen(path)) };
-        T::changed(watcher, path, &InXenwatch(()));
-    }
-}
-
-impl<T: Watcher> Drop for Watch<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the watch is registered and the box is ours; after it has
-        // been unregistered no callback runs, but for one that we are called from, which does not
-        // use it any more.
-        unsafe {
-            raw::unregister_xenbus_watch((*self.0.as_ptr()).watch.get());
-            drop(KBox::from_raw(self.0.as_ptr()));
-        }
     }
 }

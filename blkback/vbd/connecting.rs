@@ -23,10 +23,10 @@ use kernel::{
 };
 use xen_bindings::{
     clock,
+    device::State,
     io::DiscardLimits,
     ring::MAX_RING_ORDER,
     work::enqueue_delayed,
-    xenbus::State,
     xenstore, //
 };
 

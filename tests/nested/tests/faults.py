@@ -188,7 +188,9 @@ class Bound:
 
     def bind(self) -> str | None:
         disk = self.disk
-        sh(f"echo {disk.name} >{DRIVER}/unbind")
+        done = command("bash", "-c", f"echo {disk.name} >{DRIVER}/unbind")
+        if done.returncode:  # and the disk goes on
+            return done.stderr.strip()
         if not command("bash", "-c", f"echo {disk.name} >{DRIVER}/bind").returncode:
             wait_for(lambda: self.served() or disk.said(), 20, f"requests of {disk.vdev} to go on, or a reason")
         why = disk.said()

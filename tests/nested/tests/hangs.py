@@ -53,8 +53,12 @@ def device(env: Env) -> Storage:
 
 
 def fuse(env: Env) -> Storage:
-    image = env.file("ext4", "fuse.img", 64 << 20)
-    sh(f"mkfs.ext4 -q -F {image}; mkdir -p {FUSE}; modprobe -q fuse || true; fuse2fs -o fakeroot {image} {FUSE}")
+    image, said = env.file("ext4", "fuse.img", 64 << 20), Path("/run/hangs-fuse.log")
+    sh(f"mkfs.ext4 -q -F {image}; mkdir -p {FUSE}; modprobe -q fuse || true")
+    with said.open("w") as output:
+        daemon = subprocess.Popen(["fuse2fs", "-f", "-o", "fakeroot", str(image), str(FUSE)], stdout=output, stderr=output)
+    wait_for(lambda: os.path.ismount(FUSE) or daemon.poll() is not None, 20, f"{FUSE} mounted")
+    check(os.path.ismount(FUSE), f"fuse2fs has ended with {daemon.poll()}: {said.read_text()}")
     env.at_end(f"pkill -CONT -x fuse2fs; umount -l {FUSE}")
     return Storage("fuse", files(FUSE), "pkill -STOP -x fuse2fs", "pkill -CONT -x fuse2fs")
 

@@ -208,7 +208,8 @@ enum Found {
 impl Driver {
     /// Unbinds the driver, if it is the device's.
     fn unbind(self, dev: &Device, _: &InXenwatch) -> Found {
-        // Who has the lock may be waiting for us. Who takes it after this look finds our driver, of which nobody does.
+        // Whoever has the lock may be waiting for us, such as one who unbinds another driver. From here on nobody who
+        // takes it is: the driver is ours.
         // SAFETY: The device is valid, and its driver does not change while its lock is held.
         match dev.look(|dev| unsafe { ptr::eq((*dev).dev.driver, self.0) }) {
             Some(true) => {

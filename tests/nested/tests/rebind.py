@@ -1,6 +1,6 @@
 """The driver is replaced under running guests: by the in-tree one and back, and by itself, as in an upgrade."""
 
-from lib.basics import PACE, check, equal, log, read, sh, wait_for
+from lib.basics import PACE, check, equal, log, read, run as command, sh, wait_for
 from lib.env import DRIVER, Env
 from lib.guest import Guest
 
@@ -32,6 +32,17 @@ def unbind(guest: Guest, vdev: str, backend: str) -> None:
 def bind(guest: Guest, vdev: str, backend: str) -> None:
     sh(f"echo {guest.bus_name(vdev)} >{DRIVERS}/{NAMES[backend]}/bind")
     served(guest, vdev, backend)
+
+
+def only_its_own(guest: Guest, vdev: str) -> None:
+    """A disk that the other driver has is not taken from it, and one that there is not, or that is none, is refused."""
+    disk = guest.bus_name(vdev)
+    for name, file, reason in ((disk, "unbind", "No such device"), (disk, "bind", "busy"), ("vbd-0-0", "unbind", "No such device"),
+                               ("vbd-0-0", "bind", "No such device"), (f"console-{guest.domid}-0", "bind", "No such device")):
+        done = command("bash", "-c", f"echo {name} >{DRIVERS}/{NAMES['rs']}/{file}")
+        check(reason in done.stderr, f"echo {name} >{file}: {done.stderr or 'no error'}")
+    equal(guest.env.store.read(f"/local/domain/0/error/backend/console/{guest.domid}/0/error"), None, "what is said of the console")
+    served(guest, vdev, "loop")
 
 
 def served(guest: Guest, vdev: str, backend: str) -> None:
@@ -106,6 +117,7 @@ def run(env: Env) -> None:
         loop = sh(f"losetup -f --show {image}").strip()
         env.store.write(node, sh(f"stat -c %t:%T {loop}").strip())
         bind(linux, "xvdb", other)
+        only_its_own(linux, "xvdb")
         unbind(linux, "xvdb", other)
         sh(f"losetup -d {loop}")
         env.store.remove(node)

@@ -40,7 +40,7 @@ PACKAGES = (f"xen-utils-{XEN} xen-hypervisor-{XEN}-amd64 xenstore-utils qemu-sys
 
 # What dom0 may load, by name; what these depend on comes along. Kept short: depmod runs at boot, under emulation.
 DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay dm-log-writes
-    xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs scsi_debug vfat nls_cp437 nls_ascii overlay nfsd nfsv3""".split()
+    xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs scsi_debug vfat nls_cp437 nls_ascii overlay fuse nfsd nfsv3""".split()
 GUEST_MODULES = ("xen-blkfront", "xen-gntalloc", "xen-gntdev", "xen-evtchn", "ext4")
 GUEST_PROGRAMS = ("usr/bin/fio", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/blkdiscard", "usr/sbin/kexec", "usr/bin/dd")
 # fio is linked with the clients of storage clusters, 50 MB in all. In a guest they are empty stand-ins.

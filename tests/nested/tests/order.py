@@ -34,8 +34,8 @@ def dying(env: Env) -> None:
     """A device goes away while a barrier waits for a request: the barrier is refused then, and whatever has waited for it goes on."""
     config = "/sys/kernel/config/nullb/dying"
     env.hide_from_udev('KERNEL=="dying"')
-    # Timers (2) answer, after three seconds or more.
-    settings = {"size": SIZE, "memory_backed": 1, "irqmode": 2, "completion_nsec": round(3 * PACE) * 10 ** 9, "cache_size": 1}
+    # Timers (2) answer, after three seconds or more, but before the five with which null_blk gives a request up.
+    settings = {"size": SIZE, "memory_backed": 1, "irqmode": 2, "completion_nsec": round(min(3 * PACE, 4.5) * 10 ** 9), "cache_size": 1}
     sh("modprobe null_blk nr_devices=0; mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config; "
        f"mkdir {config}; " + "".join(f"echo {value} >{config}/{name}; " for name, value in settings.items()) + f"echo 1 >{config}/power; udevadm settle", 120)
     env.at_end(f"rmdir {config}; rmmod null_blk")

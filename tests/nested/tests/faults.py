@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lib.basics import check, equal, log, read, run as command, sh, wait_for
+from lib.basics import Failure, check, equal, log, read, run as command, sh, wait_for
 from lib.env import Env
 from lib.faults import Faults
 from lib.guest import Guest
@@ -182,7 +182,12 @@ class Bound:
         if not self.works:
             sh(f"[ ! -e {DRIVER}/{disk.name} ] || echo {disk.name} >{DRIVER}/unbind; echo {disk.name} >{DRIVER}/bind")
             start(disk, f"--depth 4 --errors {MANY}")
-            wait_for(self.served, 30, f"requests of {disk.vdev}")
+            try:
+                wait_for(self.served, 30, f"requests of {disk.vdev}")
+            except Failure:
+                log(disk.guest.run(f"cat /tmp/{disk.vdev}.*; pidof blkif-frontend").output)
+                log(f"{disk.vdev}: state {disk.state()}, {disk.guest.debug_state(disk.vdev)}")
+                raise
         self.works = True
         disk.forget()
 

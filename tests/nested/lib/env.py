@@ -23,6 +23,9 @@ SCRATCH = Path("/mnt/scratch")
 DRIVES = {"ext4": "xb-ext4", "xfs": "xb-xfs", "btrfs": "xb-btrfs"}
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q", "-f"]}
 FIBMAP = 1  # as in <linux/fs.h>
+# `udevadm control --reload` does nothing where udevd takes the message for one of the user 65534: the credentials are missing
+# when it was sent before udevd had accepted the connection.
+RELOAD_UDEV = "pkill -HUP -x systemd-udevd"
 CACHESTAT = 451  # __NR_cachestat
 FILE_SYSTEMS = ("ext4", "xfs", "btrfs", "tmpfs")
 
@@ -101,11 +104,11 @@ class Env:
         rules = Path("/run/udev/rules.d/56-hidden.rules")
         rules.parent.mkdir(parents=True, exist_ok=True)
         flags = ("DM_UDEV_DISABLE_DISK_RULES_FLAG", "DM_UDEV_DISABLE_OTHER_RULES_FLAG", "UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG")
-        with rules.open("a") as file:
-            file.write(f"{match}, " + ", ".join(f'ENV{{{flag}}}="1"' for flag in flags) + "\n")
-        # `udevadm control --reload` does nothing where udevd takes the message for one of the user 65534: the credentials are
-        # missing when it was sent before udevd had accepted the connection.
-        sh("pkill -HUP -x systemd-udevd; udevadm settle")
+        rule = f"{match}, " + ", ".join(f'ENV{{{flag}}}="1"' for flag in flags)
+        if rule not in read(rules):
+            with rules.open("a") as file:
+                file.write(f"{rule}\n")
+        sh(f"{RELOAD_UDEV}; udevadm settle")
 
     @staticmethod
     def reload(device: str, table: str) -> None:

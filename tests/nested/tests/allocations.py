@@ -5,15 +5,15 @@ shortage would never be used. And a disk of dom0 itself would wait for itself.""
 
 import re
 from collections import Counter
-from pathlib import Path
 
+from lib import tracing
 from lib.basics import check, log, sh
 from lib.env import Env
+from lib.tracing import TRACING
 
 BACKENDS = ("rs",)
 TIMEOUT = 240
 ESTIMATE = 40
-TRACING = Path("/sys/kernel/tracing")
 EVENTS = ("kmalloc", "kmem_cache_alloc", "mm_page_alloc")
 # Large requests, some that are copied, and persistent grants: each asks for memory of its own.
 LOADS = ("--depth 32 --size 1024", "--depth 64 --size 4 --ring-order 1", "--depth 32 --size 64 --persistent")
@@ -28,21 +28,19 @@ PAGE = re.compile(r": mm_page_alloc: .*gfp_flags=(\S+)")
 def run(env: Env) -> None:
     guest = env.guest(env.disk(env.file("ext4", "disk", 16 << 20), "xvda"), env.disk(env.device(16), "xvdb"), frontend=True)
     events = " ".join(EVENTS)
-    sh(f"mountpoint -q {TRACING} || mount -t tracefs tracefs {TRACING}")
-    env.at_end(f"cd {TRACING}; echo 0 >events/kmem/enable; for event in {events}; do echo 0 >events/kmem/$event/filter; done; "
-               f"echo 1408 >buffer_size_kb; echo >trace")
+    tracing.mount()
+    env.at_end(f"cd {TRACING}; for event in {events}; do echo 0 >events/kmem/$event/filter; done; "
+               "echo 1408 >buffer_size_kb")
     # The rings' threads have the name of their device, such as 1-51712.0.
-    sh(f"cd {TRACING}; echo >trace; echo 8192 >buffer_size_kb; "
-       f"for event in {events}; do echo 'comm ~ \"*-517*\"' >events/kmem/$event/filter; echo 1 >events/kmem/$event/enable; done")
-    for vdev in ("xvda", "xvdb"):
-        for load in LOADS:
-            guest.sh(f"blkif-frontend load {load} --vdev {vdev} --area 8 --seconds 1")
-    sh(f"echo 0 >{TRACING}/events/kmem/enable")
-    text = (TRACING / "trace").read_text()
+    sh(f"cd {TRACING}; echo 8192 >buffer_size_kb; for event in {events}; do echo 'comm ~ \"*-517*\"' >events/kmem/$event/filter; done")
+    with tracing.traced(*(f"kmem/{event}" for event in EVENTS)) as trace:
+        for vdev in ("xvda", "xvdb"):
+            for load in LOADS:
+                guest.sh(f"blkif-frontend load {load} --vdev {vdev} --area 8 --seconds 1")
     guest.shutdown()
 
-    ours = Counter(CALL.findall(text))
-    pages = Counter(PAGE.findall(text))
+    ours = Counter(CALL.findall(trace.text))
+    pages = Counter(PAGE.findall(trace.text))
     for (function, flags), count in ours.items():
         log(f"{count} times {flags}: {function}")
     log(f"pages: {dict(pages)}")

@@ -12,6 +12,7 @@ import json
 import re
 from pathlib import Path
 
+from lib import tracing
 from lib.basics import Failure, check, equal, log, read, sh
 from lib.env import Env, block_of, md5
 from lib.guest import Guest
@@ -23,8 +24,7 @@ SIZE = 16 << 20
 REQUESTS = 500
 # Sizes of requests in KiB that follow one another, how many, and how many of these are done together.
 IN_A_ROW = ((8, 32, 4), (16, 32, 2), (128, 32, 4), (512, 8, 2))
-TRACING = "/sys/kernel/tracing"
-EVENTS = ("iomap/iomap_dio_rw_begin", "xen_blkback_rs/xen_blkback_rs_start")
+EVENTS = ("iomap/iomap_dio_rw_begin", f"{tracing.OURS}/xen_blkback_rs_start")
 
 
 def run(env: Env) -> None:
@@ -127,16 +127,13 @@ class JoinedFile:
 
     def traced(self, guest: Guest, options: str) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]:
         """Runs the frontend. The sectors of requests that failed; offsets and lengths of the file's I/Os and of requests."""
-        switch = "; ".join(f"echo {{0}} >{TRACING}/events/{event}/enable" for event in EVENTS)
-        sh(f"mountpoint -q {TRACING} || mount -t tracefs tracefs {TRACING}; echo >{TRACING}/trace; {switch.format(1)}")
-        done = guest.run(f"blkif-frontend {options} --vdev xvdd --json /tmp/report", 120)
-        sh(switch.format(0))
+        with tracing.traced(*EVENTS) as trace:
+            done = guest.run(f"blkif-frontend {options} --vdev xvdd --json /tmp/report", 120)
         report = json.loads(guest.sh("cat /tmp/report"))
         failed = sorted(report.get("failed_sectors", []))
         check(done.code == (1 if failed else 0), f"blkif-frontend {options} ended with {done.code}: {done.output.strip()[-1500:]}")
-        text = sh(f"cat {TRACING}/trace; echo >{TRACING}/trace")
-        ios = re.findall(rf"iomap_dio_rw_begin: .* ino {self.path.stat().st_ino:#x} .* offset (\S+) length (\S+)", text)
-        requests = re.findall(r"xen_blkback_rs_start: .* sector=(\d+) bytes=(\d+)", text)
+        ios = re.findall(rf"iomap_dio_rw_begin: .* ino {self.path.stat().st_ino:#x} .* offset (\S+) length (\S+)", trace.text)
+        requests = re.findall(r"xen_blkback_rs_start: .* sector=(\d+) bytes=(\d+)", trace.text)
         return (failed, [(int(offset, 16), int(length, 16)) for offset, length in ios],
                 [(int(sector) * 512, int(length)) for sector, length in requests])
 

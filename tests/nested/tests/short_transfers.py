@@ -9,9 +9,11 @@ import os
 import re
 from pathlib import Path
 
-from lib.basics import check, equal, log, read, run as command, sh
+from lib import tracing
+from lib.basics import check, equal, log, run as command, sh
 from lib.env import Env
 from lib.guest import Guest
+from lib.tracing import TRACING
 
 BACKENDS = ("rs",)
 TIMEOUT = 240
@@ -21,18 +23,18 @@ TOGETHER = 4  # requests
 WRITES = 16
 ROOM = 21  # for so many halves of a request
 MOUNT = Path("/mnt/short")
-TRACING = Path("/sys/kernel/tracing")
 BAD, COMPRESSED = 5, 1  # requests whose second half is compressed; that of the bad one cannot be read
 
 
 def run(env: Env) -> None:
     # One kind of block group, each block once: so that this small file system is full when its data fill it.
     device = env.device(64)
-    probes = "; ".join(f"echo 'r:xb_{way} vfs_iocb_iter_{way} returned=$retval:s64' >>{TRACING}/kprobe_events; "
-                       f"echo 1 >{TRACING}/events/kprobes/xb_{way}/enable" for way in ("read", "write"))
+    probes = "; ".join(f"echo 'r:xb_{way} vfs_iocb_iter_{way} returned=$retval:s64' >>{TRACING}/kprobe_events"
+                       for way in ("read", "write"))
+    tracing.mount()
     sh(f"mkfs.btrfs -q -f --mixed -m single -d single {device}; mkdir -p {MOUNT}; mount {device} {MOUNT}; "
-       f"mountpoint -q {TRACING} || mount -t tracefs tracefs {TRACING}; {probes}")
-    env.at_end(f"umount {MOUNT}; echo 0 >{TRACING}/events/kprobes/enable; echo >{TRACING}/kprobe_events")
+       f"{probes}")
+    env.at_end(f"umount {MOUNT}; echo >{TRACING}/kprobe_events")
     unreadable, packed = MOUNT / "unreadable", MOUNT / "packed"
     data = make_unreadable(unreadable, device)
     sh(f"touch {packed}; btrfs property set {packed} compression lzo; dd if=/dev/zero of={packed} bs={PIECE} count={WRITES} conv=fsync 2>/dev/null; "
@@ -89,11 +91,11 @@ def make_unreadable(path: Path, device: str) -> list[bytes]:
 def load(guest: Guest, vdev: str, count: int, reads: int) -> tuple[list[int], list[int], list[int]]:
     """Sends COUNT requests that follow one another at once. Which of them failed, the sums of their pages, and what the
     file system has returned."""
-    sh(f"echo >{TRACING}/trace; echo 3 >/proc/sys/vm/drop_caches")
-    done = guest.run(f"blkif-frontend load --sequential --size {PIECE >> 10} --requests {count} --depth {count} --reads {reads}"
-                     f" --sums --vdev {vdev} --json /tmp/report", 120)
-    text = read(TRACING / "trace")
-    returned = [int(number) for number in re.findall(r"returned=(-?\d+)", text)]
+    sh("echo 3 >/proc/sys/vm/drop_caches")
+    with tracing.traced("kprobes") as trace:
+        done = guest.run(f"blkif-frontend load --sequential --size {PIECE >> 10} --requests {count} --depth {count} --reads {reads}"
+                         f" --sums --vdev {vdev} --json /tmp/report", 120)
+    returned = [int(number) for number in re.findall(r"returned=(-?\d+)", trace.text)]
     log(f"    {done.output.strip()}")
     log(f"    transfers ended with {returned}")
     check(done.code == 1, f"blkif-frontend ended with {done.code}: {done.output.strip()[-1500:]}")

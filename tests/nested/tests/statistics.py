@@ -3,6 +3,7 @@
 import os
 import re
 
+from lib import tracing
 from lib.basics import PACE, check, equal, log, sh, wait_for
 from lib.env import Env, cached_pages
 from lib.guest import Guest
@@ -71,10 +72,9 @@ def run(env: Env) -> None:
 
 def traced(guest: Guest) -> None:
     """A request leaves a line when it is taken and one when it is answered."""
-    sh("mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing; echo 1 >/sys/kernel/tracing/events/xen_blkback_rs/enable")
-    guest.sh("dd if=/dev/xvda of=/dev/null bs=32k count=8 skip=4 iflag=direct")
-    sh("echo 0 >/sys/kernel/tracing/events/xen_blkback_rs/enable")
-    text = sh("cat /sys/kernel/tracing/trace; echo >/sys/kernel/tracing/trace")
+    with tracing.traced(tracing.OURS) as trace:
+        guest.sh("dd if=/dev/xvda of=/dev/null bs=32k count=8 skip=4 iflag=direct")
+    text = trace.text
     disk = f"backend/vbd/{guest.domid}/51712 ring=0"
     starts = re.findall(rf"xen_blkback_rs_start: {disk} id=(\d+) operation=0 sector=(\d+) bytes=32768", text)
     equal([int(sector) for _, sector in starts], [(4 + n) * 64 for n in range(8)], f"sectors of traced requests in {text}")

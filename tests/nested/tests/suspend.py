@@ -2,13 +2,13 @@
 
 import re
 
+from lib import tracing
 from lib.basics import check, log, read, sh
 from lib.env import Env
 
 BACKENDS = ("rs",)
 TIMEOUT = 150
 ESTIMATE = 30
-TRACING = "/sys/kernel/tracing"
 DELAY = 2  # seconds that a trial of suspending waits when all tasks are frozen
 
 
@@ -18,14 +18,13 @@ def run(env: Env) -> None:
         guest.keep_reading(vdev)
     # Only as far as the freezing of tasks.
     delay = "/sys/module/suspend/parameters/pm_test_delay"
-    env.at_end(f"echo none >/sys/power/pm_test; echo {read(delay)} >{delay}; echo 0 >{TRACING}/events/xen_blkback_rs/enable; echo >{TRACING}/trace")
-    sh(f"mountpoint -q {TRACING} || mount -t tracefs tracefs {TRACING}; echo >{TRACING}/trace; echo {DELAY} >{delay}; "
-       f"echo freezer >/sys/power/pm_test; echo 1 >{TRACING}/events/xen_blkback_rs/enable; echo freeze >/sys/power/state; "
-       f"sleep 1; echo 0 >{TRACING}/events/xen_blkback_rs/enable")
-    trace = read(f"{TRACING}/trace")
+    env.at_end(f"echo none >/sys/power/pm_test; echo {read(delay)} >{delay}")
+    sh(f"echo {DELAY} >{delay}; echo freezer >/sys/power/pm_test")
+    with tracing.traced(tracing.OURS) as trace:
+        sh("echo freeze >/sys/power/state; sleep 1")
     for device in (51712, 51728):
-        times = [float(time) for time in re.findall(rf"(\d+\.\d+): xen_blkback_rs_start: backend/vbd/\d+/{device} ", trace)]
-        check(len(times) > 10, f"no requests traced: {trace[-1000:]}")
+        times = [float(time) for time in re.findall(rf"(\d+\.\d+): xen_blkback_rs_start: backend/vbd/\d+/{device} ", trace.text)]
+        check(len(times) > 10, f"no requests traced: {trace.text[-1000:]}")
         pause = max(after - before for before, after in zip(times, times[1:]))
         log(f"{device}: {len(times)} requests, the longest pause is {pause:.2f} s")
         check(pause > DELAY * 0.9, f"requests were taken while dom0's tasks were frozen: the longest pause is {pause:.2f} s")

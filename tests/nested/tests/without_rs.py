@@ -1,7 +1,7 @@
 """Without a module for the running kernel, or without xen-blkback-rs.conf, the in-tree driver serves: no dom0 is without a backend."""
 
 from lib.basics import check, equal, read, sh, wait_for
-from lib.env import DRIVER, MODPROBE, Env
+from lib.env import DRIVER, MODPROBE, RELOAD_UDEV, Env
 
 BACKENDS = ("rs",)
 TIMEOUT = 180
@@ -11,9 +11,7 @@ ESTIMATE = 35
 def run(env: Env) -> None:
     image = env.file("ext4", "disk", 8 << 20)
     module = f"/lib/modules/{env.kver}/updates/xen-blkback-rs.ko"
-    # `udevadm control --reload` succeeds and does nothing where udevd takes the message for one of the user 65534: the
-    # credentials are missing when it was sent before udevd had accepted the connection.
-    noticed = f"depmod {env.kver}; pkill -HUP -x systemd-udevd"
+    noticed = f"depmod {env.kver}; {RELOAD_UDEV}"
     back = f"! [ -e /run/xen-blkback-rs.conf ] || mv /run/xen-blkback-rs.conf {MODPROBE}; " \
            f"! [ -e /run/xen-blkback-rs.ko ] || mv /run/xen-blkback-rs.ko {module}; {noticed}; " \
            "rmmod xen_blkback 2>/dev/null || true"

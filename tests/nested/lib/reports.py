@@ -79,15 +79,20 @@ def known(report: list[str]) -> Known | None:
     return next((each for each in KNOWN if re.search(each.first, report[0]) and re.search(each.text, text)), None)
 
 
+def known_heads(lines: list[str]) -> list[tuple[int, list[str]]]:
+    """Where a known report begins, and its head."""
+    return [(first, head(report)) for first, report in split(lines).items() if known(report)]
+
+
 def excused(lines: list[str]) -> set[int]:
     """By number, of the messages of known reports those that would fail a test. Others may come between them."""
-    return {first + number for first, report in split(lines).items() if known(report)
-            for number, line in enumerate(head(report)) if number == 0 or "Call Trace" in line}
+    return {first + number for first, said in known_heads(lines) for number, line in enumerate(said)
+            if number == 0 or "Call Trace" in line}
 
 
 def without_known(lines: list[str]) -> list[str]:
     """The messages but for those of known reports, of which each has dozens."""
-    left_out = {first + number for first, report in split(lines).items() if known(report) for number in range(len(head(report)) + 1)}
+    left_out = {first + number for first, said in known_heads(lines) for number in range(len(said) + 1)}
     return [line for number, line in enumerate(lines) if number not in left_out]
 
 

@@ -18,6 +18,8 @@ from .guest import Guest, vdev_of
 from .xenstore import XenStore
 
 DRIVER = {"rs": "xen_blkback_rs", "loop": "xen_blkback", "qdisk": "qdisk"}
+# Where their drivers are in sysfs.
+DRIVERS = {"rs": "/sys/bus/xen-backend/drivers/xen-blkback-rs", "loop": "/sys/bus/xen-backend/drivers/vbd"}
 MODPROBE = Path("/etc/modprobe.d/xen-blkback-rs.conf")
 SCRATCH = Path("/mnt/scratch")
 DRIVES = {"ext4": "xb-ext4", "xfs": "xb-xfs", "btrfs": "xb-btrfs"}

@@ -8,6 +8,11 @@ import struct
 DIRECTORY, READ, WATCH, WRITE, RM, SET_PERMS, WATCH_EVENT, ERROR = 1, 2, 4, 11, 13, 14, 15, 16
 
 
+def message(kind: int, payload: bytes) -> bytes:
+    """A request outside of transactions."""
+    return struct.pack("<IIII", kind, 0, 0, len(payload)) + payload
+
+
 class XenStore:
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -23,7 +28,7 @@ class XenStore:
         return data
 
     def _call(self, kind: int, payload: bytes) -> bytes | None:
-        self.socket.sendall(struct.pack("<IIII", kind, 0, 0, len(payload)) + payload)
+        self.socket.sendall(message(kind, payload))
         answer, _, _, size = struct.unpack("<IIII", self._receive(16))
         data = self._receive(size)
         if answer == ERROR:
@@ -75,7 +80,7 @@ class Writes:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect("/run/xenstored/socket")
         payload = path.encode() + b"\0x\0"
-        self.socket.sendall(struct.pack("<IIII", WATCH, 0, 0, len(payload)) + payload)
+        self.socket.sendall(message(WATCH, payload))
         self.socket.setblocking(False)
         self.data = b""
         self.seen = -1  # the first event is of the watch itself

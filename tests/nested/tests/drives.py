@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from lib.basics import check, equal, sh, wait_for
-from lib.env import Env, md5
+from lib.env import DRIVERS, Env, md5
 from lib.guest import Guest
 
 BACKENDS = ("rs",)
 TIMEOUT = 300
 ESTIMATE = 60
-DRIVER = "/sys/bus/xen-backend/drivers/xen-blkback-rs"
+DRIVER = DRIVERS["rs"]
 
 
 def run(env: Env) -> None:

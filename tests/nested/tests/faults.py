@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lib.basics import Failure, check, equal, log, read, run as command, sh, wait_for
-from lib.env import Env
+from lib.env import DRIVERS, Env
 from lib.faults import Faults
 from lib.guest import Guest
 from lib.leaks import handles, mapped, no_more, no_more_handles, used
@@ -23,7 +23,7 @@ BACKENDS = ("rs",)
 TIMEOUT = 400
 ESTIMATE = 65
 LONG = 10
-DRIVER = "/sys/bus/xen-backend/drivers/xen-blkback-rs"
+DRIVER = DRIVERS["rs"]
 LAYOUTS = {"xvda": "--queues 2 --persistent", "xvdb": "--abi x86_32 --ring-order 1"}
 # Calls that there is a way around: requests wait, or take another way. No guest ever hears of them.
 HARMLESS = ("__kmalloc_noprof", "alloc_pages_noprof", "gnttab_alloc_pages", "gnttab_map_refs:no_room",

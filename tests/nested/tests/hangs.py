@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib.basics import PACE, check, log, read, sh, wait_for
-from lib.env import Env
+from lib.env import DRIVERS, Env
 from lib.guest import Guest, vdev_number
 
 BACKENDS = ("rs",)
@@ -24,7 +24,7 @@ ESTIMATE = 110
 PROCESSORS = (1, 2)
 LONG = 10
 VDEVS = ("xvdb", "xvdc", "xvdd")
-DRIVER = "/sys/bus/xen-backend/drivers/xen-blkback-rs"
+DRIVER = DRIVERS["rs"]
 MOUNT, FUSE, NFS = Path("/run/hangs"), Path("/run/hangs-fuse"), Path("/run/hangs-nfs")
 
 

@@ -3,7 +3,7 @@
 import os
 
 from lib.basics import check, equal, log, read, sh, wait_for
-from lib.env import Env
+from lib.env import DRIVERS, Env
 from lib.guest import Guest
 from lib.leaks import mapped
 
@@ -93,7 +93,7 @@ def run(env: Env) -> None:
         env.parameter("feature_persistent", 1)
         env.parameter("max_queues", 1)
         for act in ("unbind", "bind"):
-            sh(f"echo {guest.bus_name('xvda')} >/sys/bus/xen-backend/drivers/xen-blkback-rs/{act}")
+            sh(f"echo {guest.bus_name('xvda')} >{DRIVERS['rs']}/{act}")
         guest.sh(LOAD, timeout=90)
         check(mapped(guest.domid) <= FEW, "grants are kept though the frontend was not offered persistent ones")
     guest.shutdown()

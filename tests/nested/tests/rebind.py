@@ -1,15 +1,13 @@
 """The driver is replaced under running guests: by the in-tree one and back, and by itself, as in an upgrade."""
 
 from lib.basics import PACE, check, equal, log, read, run as command, sh, wait_for
-from lib.env import DRIVER, Env
+from lib.env import DRIVER, DRIVERS, Env
 from lib.guest import Guest
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 300
 ESTIMATE = 60
 LONG = 10
-DRIVERS = "/sys/bus/xen-backend/drivers"
-NAMES = {"rs": "xen-blkback-rs", "loop": "vbd"}
 LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --persistent", "--abi native --queues 2 --ring-order 1 --indirect 32 --persistent")
 SWAPS = 2
 SLOW = min(round(6000 * PACE), 30000)  # milliseconds that a request of the slow device takes: less than our driver waits for another
@@ -25,12 +23,12 @@ def quiesce(guest: Guest, vdev: str) -> None:
 
 
 def unbind(guest: Guest, vdev: str, backend: str) -> None:
-    sh(f"echo {guest.bus_name(vdev)} >{DRIVERS}/{NAMES[backend]}/unbind")
+    sh(f"echo {guest.bus_name(vdev)} >{DRIVERS[backend]}/unbind")
     equal(guest.served_by(vdev), "nobody", f"who serves the unbound {vdev}")
 
 
 def bind(guest: Guest, vdev: str, backend: str) -> None:
-    sh(f"echo {guest.bus_name(vdev)} >{DRIVERS}/{NAMES[backend]}/bind")
+    sh(f"echo {guest.bus_name(vdev)} >{DRIVERS[backend]}/bind")
     served(guest, vdev, backend)
 
 
@@ -39,7 +37,7 @@ def only_its_own(guest: Guest, vdev: str) -> None:
     disk = guest.bus_name(vdev)
     for name, file, reason in ((disk, "unbind", "No such device"), (disk, "bind", "busy"), ("vbd-0-0", "unbind", "No such device"),
                                ("vbd-0-0", "bind", "No such device"), (f"console-{guest.domid}-0", "bind", "No such device")):
-        done = command("bash", "-c", f"echo {name} >{DRIVERS}/{NAMES['rs']}/{file}")
+        done = command("bash", "-c", f"echo {name} >{DRIVERS['rs']}/{file}")
         check(reason in done.stderr, f"echo {name} >{file}: {done.stderr or 'no error'}")
     equal(guest.env.store.read(f"/local/domain/0/error/backend/console/{guest.domid}/0/error"), None, "what is said of the console")
     served(guest, vdev, "loop")
@@ -54,7 +52,7 @@ def served(guest: Guest, vdev: str, backend: str) -> None:
         return sum(int(read(f"{statistics}/{name}", "0")) for name in ("rd_req", "wr_req"))
 
     before = done()
-    wait_for(lambda: done() > before, 30, f"{vdev}: requests done by {NAMES[backend]}")
+    wait_for(lambda: done() > before, 30, f"{vdev}: requests done by {DRIVER[backend]}")
 
 
 def in_flight(env: Env, guest: Guest) -> None:
@@ -65,11 +63,11 @@ def in_flight(env: Env, guest: Guest) -> None:
     env.at_end("dmsetup remove --retry xb9")
     guest.attach(env.disk(slow, "xvdc"))
     device = guest.bus_name("xvdc")
-    sh(f"echo {device} >{DRIVERS}/{NAMES['rs']}/unbind; echo {device} >{DRIVERS}/{NAMES['loop']}/bind")
+    sh(f"echo {device} >{DRIVERS['rs']}/unbind; echo {device} >{DRIVERS['loop']}/bind")
     wait_for(lambda: env.store.read(f"{guest.backend('xvdc')}/state") == "4", 20, "the slow disk connected to the in-tree driver")
     guest.sh("{ dd if=/dev/xvdc of=/dev/null bs=4k skip=1024 count=1 iflag=direct; echo $? >/tmp/slow; } >/dev/null 2>&1 &")
     wait_for(lambda: int(read(f"/sys/bus/xen-backend/devices/{device}/statistics/rd_req", "0")) > 0, 20, "a request in flight")
-    sh(f"echo {device} >{DRIVERS}/{NAMES['loop']}/unbind; echo {device} >{DRIVERS}/{NAMES['rs']}/bind")
+    sh(f"echo {device} >{DRIVERS['loop']}/unbind; echo {device} >{DRIVERS['rs']}/bind")
     guest.sh("until [ -s /tmp/slow ]; do usleep 50000; done; read -r r </tmp/slow; exit $r")
     guest.sh("dd if=/dev/xvdc of=/dev/null bs=4k count=1 iflag=direct")  # and it goes on
     equal(guest.served_by("xvdc"), DRIVER["rs"], "who serves the slow disk")

@@ -5,7 +5,7 @@ import re
 import time
 
 from lib.basics import check, equal, log, read, sh, wait_for
-from lib.env import Env
+from lib.env import DRIVERS, Env
 from lib.guest import Guest
 from lib.leaks import mapped
 
@@ -77,7 +77,7 @@ def bounded(env: Env, greedy: Guest, other: Guest, device: str, options: str) ->
 
 def unbound(env: Env, greedy: Guest, device: str) -> None:
     """The driver goes while requests wait: it does them before, and whoever comes next does the rest."""
-    vbd, driver = greedy.bus_name("xvda"), "/sys/bus/xen-backend/drivers/xen-blkback-rs"
+    vbd, driver = greedy.bus_name("xvda"), DRIVERS["rs"]
     files = greedy.device("xvda")
     waits = int(read(f"{files}/statistics/map_waits"))
     sh(f"dmsetup suspend --noflush {device}")

@@ -3,12 +3,11 @@
 import subprocess
 
 from lib.basics import check, pause, sh, wait_for
-from lib.env import Env
+from lib.env import DRIVERS, Env
 
 BACKENDS = ("rs", "loop")
 TIMEOUT = 200
 ESTIMATE = 50
-NAMES = {"rs": "xen-blkback-rs", "loop": "vbd"}
 
 
 def run(env: Env) -> None:
@@ -17,12 +16,12 @@ def run(env: Env) -> None:
     guest, other = env.guest(env.disk(device)), env.guest()
     spare = env.file("ext4", "spare", 4 << 20, fill="spare")
     node = guest.backend("xvda")
-    name = "vbd-" + "-".join(node.split("/")[-2:])
+    name = guest.bus_name("xvda")
     before = guest.env.kernel_log.lines()[-1:]
     sh(f"dmsetup suspend --noflush {device}")
     guest.sh("(dd if=/dev/zero of=/dev/xvda bs=4k count=1 oflag=direct) >/dev/null 2>&1 &")
     pause(2)  # the request is in flight, which nothing tells on all backends
-    unbind = subprocess.Popen(["sh", "-c", f"echo {name} >/sys/bus/xen-backend/drivers/{NAMES[env.backend]}/unbind"])
+    unbind = subprocess.Popen(["sh", "-c", f"echo {name} >{DRIVERS[env.backend]}/unbind"])
     pause(2)  # it waits for the request, or has ended
     sh(f"xenstore-rm {node}")
     pause(2)  # xenwatch has seen it

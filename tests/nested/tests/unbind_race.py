@@ -11,9 +11,9 @@ import struct
 import subprocess
 
 from lib.basics import check, log, read, sh, wait_for
-from lib.env import Env
+from lib.env import DRIVERS, Env
 from lib.toolstack import Directories
-from lib.xenstore import RM
+from lib.xenstore import RM, message
 
 BACKENDS = ("rs",)
 TIMEOUT = 120
@@ -21,7 +21,7 @@ ESTIMATE = 25
 LONG = 20
 ROUNDS = 10
 PROCESSORS = (1, 2)
-DRIVER = "/sys/bus/xen-backend/drivers/xen-blkback-rs"
+DRIVER = DRIVERS["rs"]
 
 
 class Stopped:
@@ -39,8 +39,7 @@ class Stopped:
 
 def remove(kernel: int, path: str) -> None:
     """Asks xenstored by way of the kernel, which hands in requests in their order, and does not wait for the answer."""
-    payload = path.encode() + b"\0"
-    os.write(kernel, struct.pack("<IIII", RM, 0, 0, len(payload)) + payload)
+    os.write(kernel, message(RM, path.encode() + b"\0"))
 
 
 def unbind(name: str) -> subprocess.Popen[str]:

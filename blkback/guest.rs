@@ -97,7 +97,7 @@ impl Guests {
             }
             next = entry.next.as_mut();
         }
-        let share = Arc::new(Share::default(), GFP_KERNEL)?;
+        let share = Arc::pin_init(Share::new(), GFP_KERNEL)?;
         let guest = Arc::pin_init(
             pin_init!(Guest {
                 domid,

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! How many pages of each guest are mapped. How many may be is in [`blkif::share`].
+//!
+//! The numbers never show what was asked for and is not permitted: another ring would be refused for it, and who
+//! reads them would see more than the limit. Lock order: inside of [`Share::taking`] nothing is locked.
 
 use blkif::share::{
-    Limits,
     Mapped,
     RESERVE, //
 };
 use kernel::{
+    new_spinlock,
     prelude::*,
     sync::{
         atomic::{
@@ -15,7 +18,8 @@ use kernel::{
             Full,
             Relaxed, //
         },
-        Arc, //
+        Arc,
+        SpinLock, //
     },
 };
 
@@ -33,7 +37,11 @@ const CHUNK: u32 = 32;
 const SLACK: u32 = 2 * CHUNK;
 
 /// Pages of one guest that are mapped for all its disks, or may be at once.
+#[pin_data]
 pub struct Share {
+    /// Of the guest's rings one at a time gets more, so that `mapped` and `rings` grow only by what is permitted.
+    #[pin]
+    taking: SpinLock<()>,
     mapped: Atomic<u32>,
     /// Of these, for rings.
     rings: Atomic<u32>,
@@ -41,17 +49,32 @@ pub struct Share {
     kept: Atomic<u32>,
 }
 
-impl Default for Share {
-    fn default() -> Self {
-        Self {
-            mapped: Atomic::new(0),
-            rings: Atomic::new(0),
-            kept: Atomic::new(0),
+/// Adds to the number, if what it becomes is permitted. Whether it is.
+fn raise(number: &Atomic<u32>, by: u32, permits: impl Fn(u32) -> bool) -> bool {
+    let mut old = number.load(Relaxed);
+    loop {
+        let new = old.wrapping_add(by);
+        if !permits(new) {
+            return false;
+        }
+        match number.cmpxchg(old, new, Full) {
+            Ok(_) => return true,
+            Err(other) => old = other,
         }
     }
 }
 
 impl Share {
+    /// That of a guest which has nothing mapped.
+    pub fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            taking <- new_spinlock!((), "share"),
+            mapped: Atomic::new(0),
+            rings: Atomic::new(0),
+            kept: Atomic::new(0),
+        })
+    }
+
     /// How many pages are mapped. Any context.
     pub fn mapped(&self) -> u32 {
         self.mapped.load(Relaxed)
@@ -62,28 +85,52 @@ impl Share {
         params::limits().share(ALL.load(Relaxed))
     }
 
-    fn sum(&self, all: u32, guest: u32) -> Mapped {
+    /// What there is with so many more pages of requests.
+    fn with(&self, count: u32, all: u32) -> Mapped {
         Mapped {
             all,
             permanent: PERMANENT.load(Relaxed),
-            guest,
+            guest: self.mapped.load(Relaxed).wrapping_add(count),
             rings: self.rings.load(Relaxed),
             kept: self.kept.load(Relaxed),
         }
     }
 
-    /// Counts so many pages, if that is permitted. What was done before is ordered against the counting, as
-    /// seen by who looks after [`Share::give`].
-    fn take(&self, count: u32, permits: impl FnOnce(Limits, Mapped) -> bool) -> bool {
-        let guest = self.mapped.fetch_add(count, Full).wrapping_add(count);
-        let all = ALL.fetch_add(count, Full).wrapping_add(count);
-        let permitted = permits(params::limits(), self.sum(all, guest));
-        if !permitted {
-            self.give(count);
+    /// Counts so many pages of requests, if they are permitted.
+    fn take(&self, count: u32) -> bool {
+        let _taking = self.taking.lock();
+        let limits = params::limits();
+        let permitted = raise(&ALL, count, |all| {
+            limits.permits_request(self.with(count, all))
+        });
+        if permitted {
+            self.mapped.fetch_add(count, Full);
         }
         permitted
     }
 
+    /// Counts so many pages of another ring, if they are permitted.
+    fn take_ring(&self, count: u32) -> bool {
+        let _taking = self.taking.lock();
+        let limits = params::limits();
+        let rings = self.rings.load(Relaxed).wrapping_add(count);
+        let permitted = raise(&PERMANENT, count, |permanent| {
+            limits.permits_ring(Mapped {
+                permanent,
+                rings,
+                ..self.with(count, ALL.load(Relaxed).wrapping_add(count))
+            })
+        });
+        if permitted {
+            self.rings.fetch_add(count, Relaxed);
+            ALL.fetch_add(count, Full);
+            self.mapped.fetch_add(count, Full);
+        }
+        permitted
+    }
+
+    /// So many are not mapped any more. Whoever looks for rings that wait after that finds those that have
+    /// been refused before it.
     fn give(&self, count: u32) {
         ALL.fetch_sub(count, Full);
         self.mapped.fetch_sub(count, Full);
@@ -114,11 +161,7 @@ impl Credit {
     /// `ENOSPC` if the guest has too much already.
     pub(crate) fn new(share: Arc<Share>, ring_pages: u32) -> Result<Self> {
         let count = ring_pages.saturating_add(RESERVE);
-        share.rings.fetch_add(count, Relaxed);
-        PERMANENT.fetch_add(count, Relaxed);
-        if !share.take(count, |limits, mapped| limits.permits_ring(mapped)) {
-            share.rings.fetch_sub(count, Relaxed);
-            PERMANENT.fetch_sub(count, Relaxed);
+        if !share.take_ring(count) {
             return Err(ENOSPC);
         }
         // INVARIANT: Counted just now.
@@ -154,10 +197,7 @@ impl Credit {
             return false;
         }
         for count in [CHUNK, 1] {
-            if self
-                .share
-                .take(count, |limits, mapped| limits.permits_request(mapped))
-            {
+            if self.share.take(count) {
                 // INVARIANT: Counted just now.
                 self.taken = self.taken.wrapping_add(count);
                 self.left = self.left.wrapping_add(count);
@@ -201,7 +241,7 @@ impl Credit {
     /// How many more pages may stay mapped.
     pub(crate) fn keepable(&self) -> u32 {
         let share = &self.share;
-        params::limits().keepable(share.sum(ALL.load(Relaxed), share.mapped()))
+        params::limits().keepable(share.with(0, ALL.load(Relaxed)))
     }
 }
 

@@ -295,7 +295,10 @@ fn drive(ring: &mut Ring, mut requests: Requests, plan: Plan, number: u64) -> Re
             // As a kernel does, whose programs run after its interrupt handler.
             ring.ask_event(plan.batch);
             for slot in seen.drain(..) {
-                std::thread::sleep(plan.think);
+                let start = Instant::now();
+                while start.elapsed() < plan.think {
+                    std::hint::spin_loop();
+                }
                 if running {
                     send(ring, slot, templates);
                     publish(ring, &mut measured)?;

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import cycle
 
 from lib.basics import check, equal, log, read, sh, wait_for
 from lib.env import Env
@@ -20,18 +21,25 @@ def values(driver: str) -> dict[str, str]:
     return {name: read(f"{directory}/{name}").strip() for name in os.listdir(directory)}
 
 
-def moderation(env: Env, guest: Guest, disk: str) -> None:
-    """A frontend with many requests open is asked for an event with a later one than the next, unless that is turned off."""
-    guest.attach(disk, wait=False)
+def moderation(env: Env, guest: Guest) -> None:
+    """A frontend that has many requests to work on, and is what limits the rate, is asked for an event with a later request
+    than the next, unless that is turned off. How long it must work on each to be slower than the backend depends on the host."""
+    sh("modprobe null_blk nr_devices=1 gb=1 && udevadm settle")
+    guest.attach(env.disk("/dev/nullb0", "xvda"), wait=False)
+    microseconds = cycle((50, 100, 200))
+    asked = []
 
-    def asked_ahead() -> int:
-        log(guest.sh("blkif-frontend load --vdev xvda --depth 32 --think 100 --seconds 1 --json /tmp/report"))
+    def asked_ahead(think: int) -> int:
+        log(guest.sh(f"blkif-frontend load --vdev xvda --depth 32 --think {think} --seconds 1 --json /tmp/report"))
+        asked.append(think)
         return json.loads(guest.sh("cat /tmp/report"))["asked_ahead"]
 
-    wait_for(lambda: asked_ahead() > 1, 60, "the backend to ask for an event with a later request")
+    wait_for(lambda: asked_ahead(next(microseconds)) > 1, 60, "the backend to ask for an event with a later request")
     env.parameter("moderate_events", "N")
-    equal([asked_ahead() for _ in range(3)], [1, 1, 1], "requests ahead with which the backend asks for an event without moderation")
+    equal([asked_ahead(asked[-1]) for _ in range(3)], [1, 1, 1],
+          "requests ahead with which the backend asks for an event without moderation")
     guest.detach("xvda")
+    sh("rmmod null_blk")
 
 
 def run(env: Env) -> None:
@@ -54,7 +62,7 @@ def run(env: Env) -> None:
         return found
 
     equal(nodes(), {name: theirs[name] for name in NODES}, "what a frontend is offered by default")
-    moderation(env, guest, env.disk(image, "xvda"))
+    moderation(env, guest)
     sh("rmmod xen_blkback_rs && modprobe xen_blkback_rs max_ring_page_order=1 max_queues=3")
     env.at_end("rmmod xen_blkback_rs; modprobe xen_blkback_rs")
     equal(nodes(), {"max_queues": "3", "max_ring_page_order": "1"}, "what a frontend is offered then")

@@ -2,9 +2,10 @@
 
 import os
 import re
+import time
 
 from lib import tracing
-from lib.basics import PACE, check, equal, log, sh, wait_for
+from lib.basics import PACE, check, equal, log, read, sh, wait_for
 from lib.env import Env, cached_pages
 from lib.guest import Guest
 
@@ -62,12 +63,30 @@ def run(env: Env) -> None:
         check(in_memory["rd_req"] > 0, f"{in_memory}")
         in_debugfs(f"{DEBUGFS}/{guest.bus_name('xvda')}", [f"file {image} on ext4", "I/O: direct", "in flight", "mode: w\n"], after)
         in_debugfs(f"{DEBUGFS}/{guest.bus_name('xvdb')}", [f"block device {major}:{minor}", "mode: r\n"], numbers("xvdb"))
+        busy(guest)
         traced(guest)
         # One request at a time: each answer is told at once.
         check(80 <= used["events_sent"] <= 80 + used["f_req"] + used["ds_req"], f"events for one request at a time in {used}")
     guest.shutdown()
     if env.backend == "rs":
         equal(os.listdir(DEBUGFS), [], "what is left in debugfs")
+
+
+def busy(guest: Guest) -> None:
+    """A ring that always has something to do keeps nobody waiting who reads what it does: half a minute, when readers took its lock."""
+    files = (f"{DEBUGFS}/{guest.bus_name('xvdc')}/state", f"{DEBUGFS}/{guest.bus_name('xvdc')}/latency", guest.statistics("xvdc") + "/rd_req")
+    served = int(read(files[-1]))
+    guest.sh("fio --name=b --filename=/dev/xvdc --rw=randread --bs=4k --iodepth=32 --ioengine=libaio --direct=1 --time_based "
+             "--runtime=1000 --thread --minimal >/tmp/fio 2>&1 &")
+    wait_for(lambda: int(read(files[-1])) > served + 1000, 30, "the ring to be busy")
+    longest = 0.0
+    for name in files * 20:
+        start = time.monotonic()
+        check(read(name), f"{name} is empty")
+        longest = max(longest, time.monotonic() - start)
+    log(f"longest time to read a file of a busy disk: {longest:.3f} s")
+    check(longest < 2 * PACE, f"to read a file of a busy disk took {longest:.1f} s")
+    guest.sh("killall fio; while pidof fio; do sleep 0.1; done")
 
 
 def traced(guest: Guest) -> None:

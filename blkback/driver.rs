@@ -35,7 +35,7 @@ use xen_bindings::{
 
 use crate::{
     guest::Guests,
-    handover::FilesInUse,
+    medium::claims::FilesInUse,
     stats,
     vbd::Vbd, //
 };
@@ -47,13 +47,11 @@ const IN_TREE: &CStr = c"vbd";
 const EXIT_PAUSE: Delta = Delta::from_millis(10);
 
 /// What all disks share.
-#[pin_data]
 pub(crate) struct Context {
     /// The life of disks: opening, connecting, closing. May wait for storage.
     pub(crate) control: OwnedQueue,
     /// Files that disks are on.
-    #[pin]
-    pub(crate) files: FilesInUse,
+    pub(crate) files: Arc<FilesInUse>,
     /// Guests that have disks.
     pub(crate) guests: Arc<Guests>,
     /// Of all disks' files for administrators.
@@ -114,14 +112,14 @@ impl Drop for FlushedContext {
 impl kernel::InPlaceModule for Module {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
-            let context = Arc::pin_init(
-                try_pin_init!(Context {
+            let context = Arc::new(
+                Context {
                     control: OwnedQueue::new(c"xen-blkback", 0)?,
-                    files <- FilesInUse::new(),
+                    files: FilesInUse::new()?,
                     guests: Guests::new()?,
                     debugfs: Dir::new(<Driver as xenbus::Driver>::NAME),
                     disks: Atomic::new(0),
-                }),
+                },
                 GFP_KERNEL,
             )?;
             Ok(try_pin_init!(Self {

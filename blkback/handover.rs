@@ -18,12 +18,11 @@
 //! I/O is done on the file behind it ([`loops`]).
 //!
 //! What the stock script checks besides is checked here: that the file is not write-protected, and, by
-//! inode, that no two guests write to it ([`claims`]); also that nobody in this domain does, which the
+//! inode, that no two guests write to it ([`claims`](crate::medium::claims)); also that nobody in this domain does, which the
 //! stock script looks for only where a loop device is mounted.
 
 #![forbid(unsafe_code)]
 
-mod claims;
 mod loops;
 
 use kernel::{
@@ -48,21 +47,20 @@ use xen_bindings::{
 };
 
 use crate::{
-    driver::Context,
     medium::{
+        claims::{
+            Backing,
+            Claim,
+            FilesInUse,
+            Use, //
+        },
         DiskMode,
         FileMedium,
         Medium, //
     },
     message::Message,
 };
-use claims::Use;
 use loops::LoopDevice;
-
-pub(crate) use claims::{
-    Claim,
-    FilesInUse, //
-};
 
 /// Base name of the script that libxl uses for a disk without one of its own.
 const STOCK_SCRIPT: &[u8] = b"block";
@@ -110,7 +108,7 @@ impl<'a> Params<'a> {
 
 /// A disk that a file is looked for.
 struct Disk<'a> {
-    context: &'a Arc<Context>,
+    files: &'a Arc<FilesInUse>,
     binding: &'a Binding,
     mode: DiskMode,
     /// Its medium can be changed, and may be missing.
@@ -124,7 +122,7 @@ struct Disk<'a> {
 /// # Errors
 ///
 /// What xenstore answers with.
-pub(crate) fn take(context: &Arc<Context>, binding: &Binding) -> Result<Handover> {
+pub(crate) fn take(files: &Arc<FilesInUse>, binding: &Binding) -> Result<Handover> {
     let disk = binding.device().nodename();
     let (Some(kind), Some(script), Some(params), Some(mode)) = (
         xenstore::read_optional(disk, c"type")?,
@@ -151,7 +149,7 @@ pub(crate) fn take(context: &Arc<Context>, binding: &Binding) -> Result<Handover
     }
     let again = helper.is_some() && matches!(report(disk)?, Some(Report::Ready));
     let asked = Disk {
-        context,
+        files,
         binding,
         mode: DiskMode::from_node(mode.as_bytes()),
         drive: is_drive(disk)?,
@@ -260,20 +258,13 @@ pub(crate) enum Behind {
     Medium(Medium),
 }
 
-/// The file behind a loop device, as far as others are kept from it.
-pub(crate) struct Backing {
-    /// Given up before what it is a claim of.
-    _claim: Claim,
-    _path: Path,
-}
-
 /// What is behind the block device with these numbers, which a script has named as the medium of a disk. May sleep.
 ///
 /// # Errors
 ///
 /// A message for the administrator.
 pub(crate) fn behind(
-    context: &Arc<Context>,
+    files: &Arc<FilesInUse>,
     binding: &Binding,
     (major, minor): (u32, u32),
     mode: DiskMode,
@@ -292,7 +283,7 @@ pub(crate) fn behind(
         return Ok(Behind::Nothing);
     };
     let asked = Disk {
-        context,
+        files,
         binding,
         mode,
         drive: is_drive(disk).map_err(unread)?,
@@ -311,10 +302,7 @@ pub(crate) fn behind(
     if device.whole {
         asked.see_to_others(&name, &path, &claim)?;
     }
-    Ok(Behind::Device(Backing {
-        _claim: claim,
-        _path: path,
-    }))
+    Ok(Behind::Device(Backing::new(claim, path)))
 }
 
 /// Was it a file that the toolstack has asked for? The stock script says so in a node.
@@ -339,7 +327,7 @@ fn made_by_script(disk: &CStr) -> bool {
 ///
 /// A message for the administrator.
 pub(crate) fn change(
-    context: &Arc<Context>,
+    files: &Arc<FilesInUse>,
     binding: &Binding,
     now: &Medium,
 ) -> core::result::Result<Option<Medium>, Message> {
@@ -349,7 +337,7 @@ pub(crate) fn change(
         return Ok(None);
     };
     let asked = Disk {
-        context,
+        files,
         binding,
         mode: DiskMode::from_node(mode.as_bytes()),
         drive: true,
@@ -474,7 +462,7 @@ impl Disk<'_> {
     fn claim(&self, path: &CStr, file: &Path, how: Use) -> core::result::Result<Claim, Message> {
         let mut looks = 0;
         loop {
-            match FilesInUse::claim(self.context, file, how.clone()) {
+            match self.files.claim(file, how.clone()) {
                 Ok(Ok(claim)) => return Ok(claim),
                 Ok(Err(_)) if looks < LOOKS && !self.binding.is_over() => fsleep(PAUSE),
                 Ok(Err(other)) => {

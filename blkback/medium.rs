@@ -57,16 +57,17 @@ use xen_bindings::{
     work::OwnedQueue, //
 };
 
-use crate::{
-    handover::{
-        Backing,
-        Claim, //
-    },
-    request::{
-        Action,
-        Pending,
-        Way, //
-    },
+use crate::request::{
+    Action,
+    Pending,
+    Way, //
+};
+
+pub(crate) mod claims;
+
+use claims::{
+    Backing,
+    Claim, //
 };
 
 /// Pause between looks whether direct I/O has ended.

@@ -441,7 +441,7 @@ impl Vbd {
 
     /// Looks at what the toolstack wants.
     fn take_over(&self) -> Result<Source> {
-        Ok(match handover::take(&self.context, &self.binding)? {
+        Ok(match handover::take(&self.context.files, &self.binding)? {
             Handover::Script => Source::Script,
             Handover::Medium(medium) => Source::Ready(medium),
             Handover::Refused => Source::Failed,

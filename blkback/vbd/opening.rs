@@ -22,11 +22,11 @@ use super::{
 use crate::{
     handover::{
         self,
-        Backing,
         Behind,
         Report, //
     },
     medium::{
+        claims::Backing,
         DiskMode,
         Medium, //
     },
@@ -84,7 +84,7 @@ impl Vbd {
         let mode =
             xenstore::read(self.name(), c"mode").map_err(|err| fatal(err, c"reading mode"))?;
         let mode = DiskMode::from_node(mode.as_bytes());
-        let behind = handover::behind(&self.context, &self.binding, numbers, mode)
+        let behind = handover::behind(&self.context.files, &self.binding, numbers, mode)
             .map_err(|message| fatal(EBUSY, &message))?;
         let medium = match behind {
             Behind::Medium(medium) => medium,
@@ -132,7 +132,7 @@ impl Vbd {
             Ok(false) => return,
             Err(err) => return self.binding.error(err, c"changing the medium"),
         }
-        let change = handover::change(&self.context, &self.binding, medium);
+        let change = handover::change(&self.context.files, &self.binding, medium);
         let medium = match change {
             Ok(None) => return,
             Ok(Some(medium)) => medium,

@@ -12,6 +12,7 @@
 
 use core::ops::Range;
 
+use blkif::node::DiskMode;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -27,11 +28,6 @@ use xen_bindings::{
         self,
         Value, //
     },
-};
-
-use crate::{
-    driver::Context,
-    medium::DiskMode, //
 };
 
 /// How a disk uses a file.
@@ -117,25 +113,33 @@ impl Users {
 }
 
 impl FilesInUse {
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            users <- new_mutex!(Users {
-                first: None,
-                next_claim: 0,
+    /// Those of no disk. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                users <- new_mutex!(Users {
+                    first: None,
+                    next_claim: 0,
+                }),
             }),
-        })
+            GFP_KERNEL,
+        )
     }
 
     /// Registers a use of the file at `path`, unless another virtual machine uses it in a way that excludes it:
     /// one writer, or any number of readers. To be done before it is opened. May sleep.
     pub(crate) fn claim(
-        context: &Arc<Context>,
+        self: &Arc<Self>,
         path: &Path,
         how: Use,
     ) -> Result<core::result::Result<Claim, Other>> {
         let file = path.identity();
         let vm = vm_of(how.domid);
-        let mut users = context.files.users.lock();
+        let mut users = self.users.lock();
         let other = users.of(file).find(|user| {
             (user.how.mode.writable || how.mode.writable)
                 && !how.mode.shared
@@ -163,7 +167,7 @@ impl FilesInUse {
         users.next_claim = number.wrapping_add(1);
         users.first = Some(user);
         Ok(Ok(Claim {
-            context: context.clone(),
+            files: self.clone(),
             number,
         }))
     }
@@ -176,9 +180,26 @@ fn vm_of(domid: u16) -> Option<Value> {
     xenstore::read(&directory, c"vm").ok()
 }
 
+/// The file behind a loop device, as far as others are kept from it.
+pub(crate) struct Backing {
+    /// Given up before what it is a claim of.
+    _claim: Claim,
+    _path: Path,
+}
+
+impl Backing {
+    /// The file at `path`, which `claim` is one of.
+    pub(crate) fn new(claim: Claim, path: Path) -> Self {
+        Self {
+            _claim: claim,
+            _path: path,
+        }
+    }
+}
+
 /// A registered use of a file; dropping it ends the use.
 pub(crate) struct Claim {
-    context: Arc<Context>,
+    files: Arc<FilesInUse>,
     number: u64,
 }
 
@@ -187,7 +208,7 @@ impl Claim {
     /// Then who has the file beside our disks may be its device model, and has been asked for when the other one began.
     pub(crate) fn is_shared_by_vm(&self, path: &Path) -> bool {
         let file = path.identity();
-        let users = self.context.files.users.lock();
+        let users = self.files.users.lock();
         let own = users.of(file).find(|user| user.claim == self.number);
         own.is_some_and(|own| {
             users.of(file).any(|user| {
@@ -200,14 +221,14 @@ impl Claim {
 
     /// Has somebody the file at `path` open for writing who is neither one of our disks nor its loop device?
     pub(crate) fn has_foreign_writer(&self, path: &Path) -> bool {
-        let users = self.context.files.users.lock();
+        let users = self.files.users.lock();
         // One of our disks that has claimed it but not opened it yet is counted as if it had.
         path.writers() > users.writers(path.identity())
     }
 
     /// Is the loop device with these numbers that of one of our disks, which has the file at `path`?
     pub(crate) fn knows_loop(&self, path: &Path, numbers: (u32, u32)) -> bool {
-        let users = self.context.files.users.lock();
+        let users = self.files.users.lock();
         let known = users
             .of(path.identity())
             .any(|user| user.how.device.is_some_and(|(it, _)| it == numbers));
@@ -217,7 +238,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut users = self.context.files.users.lock();
+        let mut users = self.files.users.lock();
         let mut link = &mut users.first;
         while link.as_ref().is_some_and(|user| user.claim != self.number) {
             match link {

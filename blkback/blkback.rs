@@ -6,6 +6,7 @@
 //! would refuse. Everything else is in the modules, safe code all of it:
 //!
 //! - [`driver`]: what the xenbus sees.
+//! - [`context`]: what all disks share.
 //! - [`vbd`]: the life of one disk.
 //! - [`handover`]: how a file comes to us from the toolstack.
 //! - [`medium`]: where a disk's data are.
@@ -19,6 +20,7 @@
 use kernel::prelude::*;
 
 mod connection;
+mod context;
 mod debug;
 mod driver;
 mod gate;

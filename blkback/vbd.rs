@@ -62,11 +62,11 @@ use crate::{
         Offer,
         Overview, //
     },
-    debug::Files,
-    driver::{
+    context::{
         Context,
         Counted, //
     },
+    debug::Files,
     handover::{
         self,
         Handover, //

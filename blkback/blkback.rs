@@ -13,7 +13,8 @@
 //! - [`connection`]: what is set up with a connected frontend.
 //! - [`ring`], [`request`], [`gate`]: the data path.
 //! - [`message`]: messages for the administrator.
-//! - [`stats`], [`debug`]: what is counted, and what is shown in sysfs and debugfs.
+//! - [`stats`]: what is counted.
+//! - [`sysfs`], [`debug`]: what is shown in sysfs and debugfs.
 
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 
@@ -31,6 +32,7 @@ mod message;
 mod request;
 mod ring;
 mod stats;
+mod sysfs;
 mod vbd;
 
 module! {

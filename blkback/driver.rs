@@ -21,7 +21,7 @@ use crate::{
         Context,
         Flushed, //
     },
-    stats,
+    sysfs,
     vbd::Vbd, //
 };
 
@@ -60,46 +60,37 @@ impl kernel::InPlaceModule for Module {
 /// The driver of devices of the type `vbd`.
 pub(crate) struct Driver;
 
-/// Data of a device: its disk.
-pub(crate) struct DeviceData(Arc<Vbd>);
-
-impl DeviceData {
-    pub(crate) fn vbd(&self) -> &Arc<Vbd> {
-        &self.0
-    }
-}
-
 impl xenbus::Driver for Driver {
-    type Data = DeviceData;
+    type Data = Arc<Vbd>;
     type Context = Context;
 
     // Not the type of device, as drivers of the xenbus are called otherwise: the in-tree driver is, and
     // to move disks from one to the other both have to be there.
     const NAME: &'static CStr = c"xen-blkback-rs";
     const DEVICE_TYPE: &'static CStr = IN_TREE;
-    const GROUPS: &'static [Group<DeviceData>] = stats::GROUPS;
+    const GROUPS: &'static [Group<Arc<Vbd>>] = sysfs::GROUPS;
 
     fn probe(
         context: &Arc<Context>,
         binding: &Arc<xenbus::Binding>,
         otherend: &CStr,
-    ) -> Result<DeviceData> {
-        Vbd::new(context.clone(), binding, otherend).map(DeviceData)
+    ) -> Result<Arc<Vbd>> {
+        Vbd::new(context.clone(), binding, otherend)
     }
 
-    fn bound(data: &DeviceData) {
-        data.0.schedule();
+    fn bound(vbd: &Arc<Vbd>) {
+        vbd.schedule();
     }
 
-    fn otherend_changed(data: &DeviceData, state: State) {
-        data.0.frontend_changed(state);
+    fn otherend_changed(vbd: &Arc<Vbd>, state: State) {
+        vbd.frontend_changed(state);
     }
 
-    fn reclaim_memory(data: &DeviceData) {
-        data.0.reclaim_memory();
+    fn reclaim_memory(vbd: &Arc<Vbd>) {
+        vbd.reclaim_memory();
     }
 
-    fn remove(data: &DeviceData) {
-        data.0.remove();
+    fn remove(vbd: &Arc<Vbd>) {
+        vbd.remove();
     }
 }

@@ -7,12 +7,14 @@
 
 #![forbid(unsafe_code)]
 
-use core::array;
+use core::{
+    array,
+    marker::PhantomData, //
+};
 
 use blkif::abi::SECTOR_SIZE;
 use kernel::{
     fmt,
-    prelude::*,
     sync::atomic::{
         Atomic,
         Relaxed, //
@@ -23,13 +25,11 @@ use xen_bindings::{
     log::Limit,
     sysfs::{
         Attribute,
-        Group,
         Value, //
     },
 };
 
 use crate::{
-    driver::DeviceData,
     guest::GuestOfDisk,
     request::{
         Action,
@@ -78,13 +78,18 @@ macro_rules! counters {
             }
         }
 
-        const COUNTERS: &[Attribute<DeviceData>] = &[
-            $(Attribute {
-                name: $file,
-                show: |data| Value::Number(data.vbd().stats().$name.load(Relaxed).unsigned_abs()),
-                store: None,
-            },)*
-        ];
+        /// Files of the counters of what a `D` is.
+        pub(crate) struct Counters<D>(PhantomData<D>);
+
+        impl<D: AsRef<Stats> + 'static> Counters<D> {
+            pub(crate) const FILES: &'static [Attribute<D>] = &[
+                $(Attribute {
+                    name: $file,
+                    show: |data| Value::Number(data.as_ref().$name.load(Relaxed).unsigned_abs()),
+                    store: None,
+                },)*
+            ];
+        }
     };
 }
 
@@ -198,51 +203,3 @@ impl Counts {
         self.persistent = self.persistent.wrapping_add(i64::from(ways.persistent));
     }
 }
-
-/// The files of a disk.
-pub(crate) const GROUPS: &[Group<DeviceData>] = &[
-    Group {
-        name: None,
-        attributes: &[
-            Attribute {
-                name: c"physical_device",
-                show: |data| {
-                    let (major, minor) = data.vbd().physical_device();
-                    Value::Device(major, minor)
-                },
-                store: None,
-            },
-            Attribute {
-                name: c"mode",
-                show: |data| Value::Text(data.vbd().access_mode()),
-                store: None,
-            },
-            Attribute {
-                name: c"quiesce",
-                show: |data| Value::Text(data.vbd().quiescence()),
-                store: Some(|data, text| {
-                    data.vbd().set_quiesce(match text {
-                        b"0" => false,
-                        b"1" => true,
-                        _ => return Err(EINVAL),
-                    });
-                    Ok(())
-                }),
-            },
-            Attribute {
-                name: c"guest_mapped",
-                show: |data| Value::Number(data.vbd().stats().guest.share().mapped().into()),
-                store: None,
-            },
-            Attribute {
-                name: c"guest_mapped_max",
-                show: |data| Value::Number(data.vbd().stats().guest.share().limit().into()),
-                store: None,
-            },
-        ],
-    },
-    Group {
-        name: Some(c"statistics"),
-        attributes: COUNTERS,
-    },
-];

@@ -11,7 +11,7 @@
 //! - [`handover`]: how a file comes to us from the toolstack.
 //! - [`medium`]: where a disk's data are.
 //! - [`connection`]: what is set up with a connected frontend.
-//! - [`ring`], [`request`], [`gate`]: the data path.
+//! - [`ring`], [`request`]: the data path.
 //! - [`message`]: messages for the administrator.
 //! - [`stats`]: what is counted.
 //! - [`sysfs`], [`debug`]: what is shown in sysfs and debugfs.
@@ -24,7 +24,6 @@ mod connection;
 mod context;
 mod debug;
 mod driver;
-mod gate;
 mod guest;
 mod handover;
 mod medium;

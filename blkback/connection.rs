@@ -33,10 +33,12 @@ use xen_bindings::{
 };
 
 use crate::{
-    gate::Gate,
     medium::Medium,
     message::Message,
-    ring::Ring,
+    ring::{
+        gate::Gate,
+        Ring, //
+    },
     stats::Stats, //
 };
 

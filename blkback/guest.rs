@@ -29,7 +29,11 @@ use kernel::{
 };
 use xen_bindings::share::Share;
 
-use crate::ring::Ring;
+/// A ring, as the queue of its guest knows it.
+pub(crate) trait Wake: Send + Sync + 'static {
+    /// Has it look again whether it can go on. Any context.
+    fn wake(&self);
+}
 
 /// All guests that have disks.
 #[pin_data]
@@ -63,7 +67,7 @@ struct Queue {
 }
 
 struct Place {
-    ring: Option<Arc<Ring>>,
+    ring: Option<Arc<dyn Wake>>,
     next: Option<KBox<Place>>,
 }
 
@@ -175,7 +179,7 @@ impl Guest {
     }
 
     /// A ring that has joined ends.
-    pub(crate) fn leave(&self, ring: &Ring) {
+    pub(crate) fn leave(&self, ring: &dyn Wake) {
         self.got(ring);
         let mut queue = self.queue.lock();
         let place = queue.take_empty();
@@ -185,20 +189,20 @@ impl Guest {
 
     /// May the ring ask for what others have given back?
     #[inline]
-    pub(crate) fn may_ask(&self, ring: &Ring) -> bool {
+    pub(crate) fn may_ask(&self, ring: &dyn Wake) -> bool {
         !self.has_waiting() || self.is_first(ring)
     }
 
     #[cold]
-    fn is_first(&self, ring: &Ring) -> bool {
+    fn is_first(&self, ring: &dyn Wake) -> bool {
         let queue = self.queue.lock();
         queue.first().is_none_or(|first| is(first, ring))
     }
 
     /// Has the ring wait, behind those that wait already.
-    pub(crate) fn wait(&self, ring: &Arc<Ring>) {
+    pub(crate) fn wait<T: Wake>(&self, ring: &Arc<T>) {
         let mut queue = self.queue.lock();
-        if !queue.has(ring) {
+        if !queue.has(&**ring) {
             // There is one, since the ring has joined.
             if let Some(mut place) = queue.take_empty() {
                 place.ring = Some(ring.clone());
@@ -210,7 +214,7 @@ impl Guest {
     }
 
     /// The ring does not wait any more: the next one can ask.
-    pub(crate) fn got(&self, ring: &Ring) {
+    pub(crate) fn got(&self, ring: &dyn Wake) {
         if !self.has_waiting() {
             return;
         }
@@ -228,7 +232,7 @@ impl Guest {
             queue.put_empty(place);
         }
         match queue.first() {
-            Some(next) => next.schedule(),
+            Some(next) => next.wake(),
             None => self.waiting.store(false, Relaxed),
         }
     }
@@ -242,27 +246,27 @@ impl Guest {
     /// A ring may have given something back: wakes the first one that waits, unless it is that itself, which
     /// knows.
     #[inline]
-    pub(crate) fn wake_others(&self, ring: &Ring) {
+    pub(crate) fn wake_others(&self, ring: &dyn Wake) {
         if self.has_waiting() {
             self.wake_first(ring);
         }
     }
 
     #[cold]
-    fn wake_first(&self, ring: &Ring) {
+    fn wake_first(&self, ring: &dyn Wake) {
         let queue = self.queue.lock();
         if let Some(first) = queue.first().filter(|first| !is(first, ring)) {
-            first.schedule();
+            first.wake();
         }
     }
 }
 
 impl Queue {
-    fn first(&self) -> Option<&Arc<Ring>> {
+    fn first(&self) -> Option<&Arc<dyn Wake>> {
         self.waiting.as_ref().and_then(|place| place.ring.as_ref())
     }
 
-    fn has(&self, ring: &Ring) -> bool {
+    fn has(&self, ring: &dyn Wake) -> bool {
         let mut next = self.waiting.as_ref();
         while let Some(place) = next {
             if place.is_of(ring) {
@@ -294,11 +298,11 @@ impl Queue {
 }
 
 impl Place {
-    fn is_of(&self, ring: &Ring) -> bool {
+    fn is_of(&self, ring: &dyn Wake) -> bool {
         self.ring.as_ref().is_some_and(|own| is(own, ring))
     }
 }
 
-fn is(one: &Arc<Ring>, other: &Ring) -> bool {
-    core::ptr::eq(Arc::as_ptr(one), other)
+fn is(one: &Arc<dyn Wake>, other: &dyn Wake) -> bool {
+    core::ptr::addr_eq(Arc::as_ptr(one), other)
 }

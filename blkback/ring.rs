@@ -80,10 +80,7 @@ use xen_bindings::{
 };
 
 use crate::{
-    gate::{
-        Gate,
-        Seen, //
-    },
+    guest::Wake,
     medium::Medium,
     request::{
         Action,
@@ -95,7 +92,13 @@ use crate::{
     }, //
 };
 
+pub(crate) mod gate;
 mod intake;
+
+use gate::{
+    Gate,
+    Seen, //
+};
 
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
@@ -426,7 +429,7 @@ impl Ring {
             thread.stop();
         }
         if self.joined.xchg(false, Relaxed) {
-            self.stats.guest.leave(self);
+            self.stats.guest.leave(&**self);
         }
         let mut state = self.state.lock();
         state.memory = None;
@@ -574,7 +577,7 @@ impl Ring {
             // What is in flight brings memory when it is done.
             Some(Shortage::Memory) => state.back.outstanding() <= 1,
             // The others in the queue are woken when it is their turn.
-            Some(Shortage::Mappings) => self.stats.guest.may_ask(self),
+            Some(Shortage::Mappings) => self.stats.guest.may_ask(&**self),
             None => false,
         };
         let [held, short] = [held, short.then_some(SHORTAGE_PAUSE)]
@@ -613,7 +616,7 @@ impl Ring {
         grants.purge();
         if idle {
             grants.settle(true);
-            self.stats.guest.wake_others(self);
+            self.stats.guest.wake_others(&**self);
         }
         if self.reclaim.load(Relaxed) {
             self.reclaim.store(false, Relaxed);
@@ -775,6 +778,12 @@ impl State {
     /// Does a request that has been taken hold up those behind it?
     fn is_held_up(&self) -> bool {
         self.starved.is_some() || self.barrier.is_some() || !self.no_room.is_empty()
+    }
+}
+
+impl Wake for Ring {
+    fn wake(&self) {
+        self.schedule();
     }
 }
 

@@ -103,7 +103,7 @@ impl Ring {
         else {
             return false;
         };
-        grants.set_may_ask(self.stats.guest.may_ask(self));
+        grants.set_may_ask(self.stats.guest.may_ask(&**self));
         // A disk can grow and shrink at any time.
         disk.sectors = self.medium.sectors();
         let mut staged = List::new();
@@ -160,7 +160,7 @@ impl Ring {
                         staged.push(request);
                         count = count.wrapping_add(1);
                         if shortage.take().is_some() {
-                            self.stats.guest.got(self);
+                            self.stats.guest.got(&**self);
                         }
                         before = None;
                         continue;
@@ -182,18 +182,18 @@ impl Ring {
                         *shortage = Some(missing);
                         // What it could get is not to be kept from others.
                         grants.settle(true);
-                        self.stats.guest.wake_others(self);
+                        self.stats.guest.wake_others(&**self);
                         if before == Some(missing) {
                             break;
                         }
                         if missing == Shortage::Memory {
                             counts.starved = counts.starved.wrapping_add(1);
-                            self.stats.guest.got(self);
+                            self.stats.guest.got(&**self);
                             break;
                         }
                         counts.map_waits = counts.map_waits.wrapping_add(1);
                         self.stats.guest.wait(self);
-                        grants.set_may_ask(self.stats.guest.may_ask(self));
+                        grants.set_may_ask(self.stats.guest.may_ask(&**self));
                         // What was given back before we were in the queue has woken nobody.
                         before = Some(missing);
                         continue;
@@ -210,7 +210,7 @@ impl Ring {
                 Err(reject) => self.refuse(reject, counts),
             };
             if shortage.take().is_some() {
-                self.stats.guest.got(self);
+                self.stats.guest.got(&**self);
             }
             back.put_response(memory, response);
             rejected = true;

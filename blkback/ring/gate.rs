@@ -25,7 +25,7 @@ use kernel::{
     }, //
 };
 
-use crate::ring::Ring;
+use super::Ring;
 
 #[pin_data]
 pub(crate) struct Gate {

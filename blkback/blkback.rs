@@ -11,7 +11,8 @@
 //! - [`handover`]: how a file comes to us from the toolstack.
 //! - [`medium`]: where a disk's data are.
 //! - [`connection`]: what is set up with a connected frontend.
-//! - [`ring`], [`request`]: the data path.
+//! - [`ring`]: the data path.
+//! - [`task`]: what a request wants.
 //! - [`message`]: messages for the administrator.
 //! - [`stats`]: what is counted.
 //! - [`sysfs`], [`debug`]: what is shown in sysfs and debugfs.
@@ -28,10 +29,10 @@ mod guest;
 mod handover;
 mod medium;
 mod message;
-mod request;
 mod ring;
 mod stats;
 mod sysfs;
+mod task;
 mod vbd;
 
 module! {

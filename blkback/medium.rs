@@ -50,16 +50,16 @@ use xen_bindings::{
         DiscardLimits,
         Joined,
         Mapped,
-        Owner,
         Retry, //
     },
     mem,
     work::OwnedQueue, //
 };
 
-use crate::request::{
+use crate::task::{
     Action,
-    Pending,
+    HasTask,
+    Task,
     Way, //
 };
 
@@ -109,6 +109,8 @@ pub(crate) struct FileMedium {
     identity: usize,
     mode: DiskMode,
     path: CString,
+    /// Whose it is, for log lines.
+    disk: CString,
     direct: DirectIo,
     nowait: bool,
     /// Not all that a guest may ask for can be done directly.
@@ -240,18 +242,17 @@ impl Medium {
     }
 
     /// Submits a request from a ring's worker: what would wait for storage goes to `blocking`. Task
-    /// context. `disk` is for log lines.
+    /// context.
     ///
     /// If others come next the request may be left in `waiting` instead, for them to be joined to it;
     /// [`Medium::finish`] submits what is left in the end.
-    pub(crate) fn submit(
+    pub(crate) fn submit<T: HasTask>(
         &self,
-        mut io: Mapped<Pending>,
-        waiting: Option<&mut Option<Joined<Pending>>>,
+        mut io: Mapped<T>,
+        waiting: Option<&mut Option<Joined<T>>>,
         blocking: &OwnedQueue,
-        disk: &CStr,
     ) {
-        let (action, sector) = (io.data().action, io.data().sector);
+        let &Task { action, sector, .. } = io.data().task();
         match self {
             Self::Block(device) => match action {
                 Action::Read | Action::Write => device.submit(io, sector),
@@ -260,11 +261,11 @@ impl Medium {
                 Action::Discard(_) => io.defer(blocking),
             },
             Self::File(medium) => {
-                io.data_mut().way = medium.way(&io);
-                let wait = match (action, io.data().way) {
+                io.data_mut().task_mut().way = medium.way(&io);
+                let wait = match (action, io.data().task().way) {
                     (Action::Flush | Action::Barrier | Action::Discard(_), _) => true,
                     (_, Way::Buffered) => {
-                        medium.note_buffered(disk);
+                        medium.note_buffered();
                         true
                     }
                     (Action::Read | Action::Write, Way::Direct) => !medium.nowait,
@@ -280,14 +281,14 @@ impl Medium {
     }
 
     /// Submits what [`Medium::submit`] has left waiting. Task context.
-    pub(crate) fn finish(&self, waiting: Option<Joined<Pending>>) {
+    pub(crate) fn finish<T: HasTask>(&self, waiting: Option<Joined<T>>) {
         if let (Self::File(medium), Some(io)) = (self, waiting) {
             medium.transfer(io, true);
         }
     }
 
     /// Does what has been deferred. Task context, may sleep.
-    pub(crate) fn run(&self, io: Joined<Pending>) {
+    pub(crate) fn run<T: HasTask>(&self, io: Joined<T>) {
         mem::with_noio(|| match self {
             Self::File(medium) if io.is_joined() => medium.transfer(io, false),
             _ => io.part(|io| self.run_one(io)),
@@ -295,8 +296,8 @@ impl Medium {
     }
 
     /// As [`Medium::run`], in a scope in which allocating does no I/O.
-    fn run_one(&self, mut io: Mapped<Pending>) {
-        match (self, io.data().action) {
+    fn run_one<T: HasTask>(&self, mut io: Mapped<T>) {
+        match (self, io.data().task().action) {
             (Self::Block(device), Action::Discard(discard)) => {
                 let done = device.discard(discard.sector(), discard.sectors(), discard.secure());
                 io.done(done);
@@ -308,13 +309,13 @@ impl Medium {
                 io.done(done);
             }
             (Self::File(medium), action) => {
-                if matches!(action, Action::Flush | Action::Barrier) && !io.data().flushed {
+                if matches!(action, Action::Flush | Action::Barrier) && !io.data().task().flushed {
                     let synced = medium.file.sync();
                     if synced.is_err() || io.bytes() == 0 {
                         return io.done(synced);
                     }
-                    io.data_mut().flushed = true;
-                    io.data_mut().way = medium.way(&io);
+                    io.data_mut().task_mut().flushed = true;
+                    io.data_mut().task_mut().way = medium.way(&io);
                 }
                 medium.transfer(io.into(), false);
             }
@@ -381,18 +382,25 @@ impl Medium {
         }
     }
 
-    /// Direct I/O has ended that was counted. Any context.
-    pub(crate) fn direct_io_ended(&self) {
-        if let Self::File(medium) = self {
-            medium.in_flight.fetch_sub(1, Full);
+    /// I/O has ended, for now at least, that was submitted. Any context.
+    pub(crate) fn ended(&self, task: &mut Task) {
+        if core::mem::take(&mut task.counted) {
+            if let Self::File(medium) = self {
+                medium.in_flight.fetch_sub(1, Full);
+            }
         }
     }
 
-    /// Says once in the log that a file is accessed through the page cache.
-    pub(crate) fn note_buffered(&self, disk: &CStr) {
-        if let Self::File(medium) = self {
-            medium.note_buffered(disk);
+    /// Has what could not be done as it was submitted done by the queue for blocking requests. Any context.
+    pub(crate) fn retry<T: HasTask>(&self, mut io: Joined<T>, why: Retry, blocking: &OwnedQueue) {
+        self.ended(io.data_mut().task_mut());
+        if why == Retry::NotDirect {
+            io.data_mut().task_mut().way = Way::Buffered;
+            if let Self::File(medium) = self {
+                medium.note_buffered();
+            }
         }
+        io.defer(blocking);
     }
 }
 
@@ -451,6 +459,7 @@ impl FileMedium {
             identity,
             mode,
             path,
+            disk: CString::try_from(disk)?,
             direct,
             nowait,
             coarse,
@@ -464,14 +473,14 @@ impl FileMedium {
     }
 
     /// Which way a request can go.
-    fn way(&self, io: &Mapped<Pending>) -> Way {
+    fn way<T: HasTask>(&self, io: &Mapped<T>) -> Way {
         let DirectIo::Aligned { memory, offset } = self.direct else {
             return Way::Buffered;
         };
         let mask = u64::from(offset).wrapping_sub(1);
         if self.all_buffered.load(Relaxed) {
             Way::Buffered
-        } else if (Self::position(io.data()) | u64::from(io.bytes())) & mask == 0
+        } else if (Self::position(io.data().task()) | u64::from(io.bytes())) & mask == 0
             && io.memory_aligned(memory)
         {
             Way::Direct
@@ -481,21 +490,21 @@ impl FileMedium {
     }
 
     /// Where in the file a request's data are, in bytes.
-    fn position(request: &Pending) -> u64 {
+    fn position(task: &Task) -> u64 {
         // A sector of the disk, which is not larger than the file was: this cannot wrap around.
-        request.sector.wrapping_mul(u64::from(SECTOR_SIZE))
+        task.sector.wrapping_mul(u64::from(SECTOR_SIZE))
     }
 
     /// Where in the file the data of all of them end.
-    fn end(io: &Joined<Pending>) -> u64 {
-        Self::position(io.data()).saturating_add(u64::from(io.bytes()))
+    fn end<T: HasTask>(io: &Joined<T>) -> u64 {
+        Self::position(io.data().task()).saturating_add(u64::from(io.bytes()))
     }
 
     /// Joins a request to the one that waits, or submits that and lets this one wait. Both are to be read
     /// or written directly, without waiting for the storage. Task context.
-    fn gather(&self, mut io: Mapped<Pending>, waiting: &mut Option<Joined<Pending>>) {
+    fn gather<T: HasTask>(&self, mut io: Mapped<T>, waiting: &mut Option<Joined<T>>) {
         if let Some(mut first) = waiting.take() {
-            if Self::end(&first) == Self::position(io.data()) {
+            if Self::end(&first) == Self::position(io.data().task()) {
                 match first.join(io) {
                     Ok(()) => {
                         *waiting = Some(first);
@@ -524,7 +533,7 @@ impl FileMedium {
     /// for what does not. The cache has pieces of memory (folios) that are larger than what is written:
     /// after a direct write beside a buffered one it could not forget what it has of the place, would go on showing that,
     /// and give the guest's next flush an error. May sleep.
-    fn settle(&self, disk: &CStr) {
+    fn settle(&self) {
         if self.settled.load(Acquire) {
             return;
         }
@@ -540,21 +549,21 @@ impl FileMedium {
         if let Err(err) = self.file.drop_page_cache() {
             pr_warn!(
                 "{}: file {}: emptying the page cache: {:?}\n",
-                disk,
+                &*self.disk,
                 &*self.path,
                 err
             );
         }
         pr_info!(
             "{}: file {}: using buffered I/O only, since the guest writes less than direct I/O can\n",
-            disk,
+            &*self.disk,
             &*self.path,
         );
         self.settled.store(true, Release);
     }
 
     /// Reads or writes. Task context; may sleep unless `nowait`.
-    fn transfer(&self, mut io: Joined<Pending>, nowait: bool) {
+    fn transfer<T: HasTask>(&self, mut io: Joined<T>, nowait: bool) {
         // A file that has been truncated must not grow again by what a guest writes.
         if Self::end(&io) > self.file.size() {
             if io.is_joined() {
@@ -564,25 +573,25 @@ impl FileMedium {
             return io.part(|io| io.done(Err(EIO)));
         }
         if self.coarse {
-            if io.data().way == Way::Direct {
+            if io.data().task().way == Way::Direct {
                 if self.begin_direct_io() {
-                    io.data_mut().counted = true;
+                    io.data_mut().task_mut().counted = true;
                 } else if nowait {
-                    return Pending::retry(io, Retry::NotDirect);
+                    return T::retry(io, Retry::NotDirect);
                 } else {
-                    io.data_mut().way = Way::Buffered;
+                    io.data_mut().task_mut().way = Way::Buffered;
                 }
             }
-            if io.data().way == Way::Buffered && io.data().action != Action::Read {
-                self.settle(io.data().disk());
+            if io.data().task().way == Way::Buffered && io.data().task().action != Action::Read {
+                self.settle();
             }
         }
         let mode = Mode {
-            direct: io.data().way == Way::Direct,
+            direct: io.data().task().way == Way::Direct,
             nowait,
-            durable: io.data().action == Action::Barrier,
+            durable: io.data().task().action == Action::Barrier,
         };
-        let position = Self::position(io.data());
+        let position = Self::position(io.data().task());
         self.file.submit(io, position, mode);
     }
 
@@ -600,14 +609,14 @@ impl FileMedium {
         self.file.punch_hole(position, len)
     }
 
-    fn note_buffered(&self, disk: &CStr) {
+    fn note_buffered(&self) {
         if matches!(self.direct, DirectIo::Aligned { .. })
             && !self.noted.load(Relaxed)
             && !self.noted.xchg(true, Relaxed)
         {
             pr_info!(
                 "{}: file {}: using buffered I/O for requests that direct I/O cannot do\n",
-                disk,
+                &*self.disk,
                 &*self.path,
             );
         }

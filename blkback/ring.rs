@@ -82,23 +82,26 @@ use xen_bindings::{
 use crate::{
     guest::Wake,
     medium::Medium,
-    request::{
-        Action,
-        Pending, //
-    },
     stats::{
         Counts,
         Stats, //
+    },
+    task::{
+        Action,
+        HasTask,
+        Task, //
     }, //
 };
 
 pub(crate) mod gate;
 mod intake;
+mod pending;
 
 use gate::{
     Gate,
     Seen, //
 };
+use pending::Pending;
 
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
@@ -360,14 +363,6 @@ impl Ring {
     /// Its number among the rings of the disk.
     pub(crate) fn number(&self) -> usize {
         self.number
-    }
-
-    pub(crate) fn medium(&self) -> &Medium {
-        &self.medium
-    }
-
-    pub(crate) fn blocking_queue(&self) -> &OwnedQueue {
-        &self.blocking
     }
 
     /// Makes the worker. May sleep.
@@ -678,9 +673,8 @@ impl Ring {
         let mut urgent = false;
         let now = clock::nanoseconds();
         grants.unmap(&mut done, held, |finished| {
-            let Pending {
-                action, way, taken, ..
-            } = finished.data;
+            let taken = finished.data.taken;
+            let &Task { action, way, .. } = finished.data.task();
             barrier |= action == Action::Barrier;
             urgent |= !matches!(action, Action::Read | Action::Write);
             counts.request(action, way, finished.bytes, finished.result.is_err());

@@ -31,7 +31,7 @@ use xen_bindings::{
 
 use crate::{
     guest::GuestOfDisk,
-    request::{
+    task::{
         Action,
         Way, //
     }, //

@@ -36,16 +36,17 @@ use xen_bindings::{
 };
 
 use super::{
+    pending::{
+        Pending,
+        Pieces, //
+    },
     Ring,
     Shortage,
     State, //
 };
 use crate::{
-    request::{
-        Pending,
-        Pieces, //
-    },
-    stats::Counts, //
+    stats::Counts,
+    task::HasTask, //
 };
 
 /// Requests taken from the ring before their grants are mapped, they are submitted, and what is done is
@@ -200,7 +201,8 @@ impl Ring {
                     }
                     Err(Unstaged::Failed(err)) => {
                         let pending = Pending::new(self.clone(), parsed, now).0;
-                        counts.request(pending.action, pending.way, 0, true);
+                        let task = pending.task();
+                        counts.request(task.action, task.way, 0, true);
                         self.warn(fmt!("a request cannot be done: {:?}", err));
                         parsed.response(Status::Error)
                     }
@@ -242,8 +244,7 @@ impl Ring {
                 Ok(mapped) => {
                     mapped.data().trace_start(self, mapped.bytes());
                     let waiting = (count > 1).then_some(&mut waiting);
-                    self.medium
-                        .submit(mapped, waiting, &self.blocking, &self.name);
+                    self.medium.submit(mapped, waiting, &self.blocking);
                 }
                 Err(done) => {
                     done.data().trace_start(self, 0);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's part of a request in flight, and what becomes of it at each station.
+//! The ring's part of a request in flight, and what becomes of it at each station.
 
 #![forbid(unsafe_code)]
 
 use blkif::{
-    Discard,
     Indirect,
     Parsed,
     Request,
@@ -35,19 +34,12 @@ use xen_bindings::{
     trace, //
 };
 
-use crate::ring::Ring;
-
-/// What a request wants.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Action {
-    Read,
-    Write,
-    /// Then write the data, if there are any.
-    Flush,
-    /// Flush, then write the data durably, if there are any; the ring sees to the order.
-    Barrier,
-    Discard(Discard),
-}
+use super::Ring;
+use crate::task::{
+    Action,
+    HasTask,
+    Task, //
+};
 
 /// Where the segments of a request's data are.
 pub(crate) enum Pieces<'a> {
@@ -69,27 +61,13 @@ impl Pieces<'_> {
     }
 }
 
-/// How a file is accessed for a request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Way {
-    Direct,
-    Buffered,
-}
-
 /// A request that waits for its answer.
 pub(crate) struct Pending {
     /// Until the I/O is done. It is not looked for again then, so that a request costs one reference.
     ring: Option<Arc<Ring>>,
     id: u64,
     operation: u8,
-    pub(crate) action: Action,
-    /// First sector (of 512 bytes) of the data.
-    pub(crate) sector: u64,
-    pub(crate) way: Way,
-    /// It is one of the medium's direct I/Os in flight that are counted.
-    pub(crate) counted: bool,
-    /// A flush that comes before the data is done.
-    pub(crate) flushed: bool,
+    task: Task,
     /// When it was taken from the ring ([`clock::nanoseconds`]).
     ///
     /// [`clock::nanoseconds`]: xen_bindings::clock::nanoseconds
@@ -129,20 +107,11 @@ impl Pending {
                 ring: Some(ring),
                 id: parsed.id,
                 operation: parsed.operation,
-                action,
-                sector,
-                way: Way::Direct,
-                counted: false,
-                flushed: false,
+                task: Task::new(action, sector),
                 taken,
             },
             pieces,
         )
-    }
-
-    /// Its disk, for log lines.
-    pub(crate) fn disk(&self) -> &CStr {
-        self.ring.as_ref().map_or(c"", |ring| ring.name())
     }
 
     /// Tells whoever traces that the request, of so many bytes, has been taken.
@@ -153,7 +122,7 @@ impl Pending {
             ring.number(),
             self.id,
             self.operation,
-            self.sector,
+            self.task.sector,
             bytes,
         );
     }
@@ -167,7 +136,7 @@ impl Pending {
 
     /// Which way the data of a request go.
     pub(crate) fn direction(&self) -> Direction {
-        match self.action {
+        match self.task.action {
             Action::Read => Direction::Read,
             Action::Write | Action::Flush | Action::Barrier | Action::Discard(_) => {
                 Direction::Write
@@ -182,12 +151,14 @@ impl Pending {
             Err(err) => {
                 ring.warn(fmt!(
                     "{:?} at sector {} failed: {:?}",
-                    self.action,
-                    self.sector,
+                    self.task.action,
+                    self.task.sector,
                     err
                 ));
                 // A frontend that is told so stops using the operation.
-                if is_not_supported(err) && !matches!(self.action, Action::Read | Action::Write) {
+                if is_not_supported(err)
+                    && !matches!(self.task.action, Action::Read | Action::Write)
+                {
                     Status::NotSupported
                 } else {
                     Status::Error
@@ -208,13 +179,23 @@ fn drop_ring(ring: Pin<UniqueArc<Ring>>) {
     drop(ring);
 }
 
+impl HasTask for Pending {
+    fn task(&self) -> &Task {
+        &self.task
+    }
+
+    fn task_mut(&mut self) -> &mut Task {
+        &mut self.task
+    }
+}
+
 impl Owner for Pending {
     fn device(&self) -> Option<&BlockDevice> {
-        self.ring.as_ref()?.medium().device()
+        self.ring.as_ref()?.medium.device()
     }
 
     fn file(&self) -> Option<&File> {
-        self.ring.as_ref()?.medium().file()
+        self.ring.as_ref()?.medium.file()
     }
 
     fn complete(mut done: Done<Self>) {
@@ -223,9 +204,7 @@ impl Owner for Pending {
         let _guard = rcu::read_lock();
         // The request may be answered and gone as soon as it is in the list.
         if let Some(ring) = done.data_mut().ring.take() {
-            if done.data().counted {
-                ring.medium().direct_io_ended();
-            }
+            ring.medium.ended(&mut done.data_mut().task);
             ring.completed(done);
             // What it takes to drop a ring, which never happens here, stays out of each completion.
             if let Some(ring) = Arc::into_unique_or_drop(ring) {
@@ -234,24 +213,17 @@ impl Owner for Pending {
         }
     }
 
-    fn retry(mut io: Joined<Self>, why: Retry) {
+    fn retry(io: Joined<Self>, why: Retry) {
         // As above.
         let _guard = rcu::read_lock();
         if let Some(ring) = io.data().ring.clone() {
-            if core::mem::take(&mut io.data_mut().counted) {
-                ring.medium().direct_io_ended();
-            }
-            if why == Retry::NotDirect {
-                io.data_mut().way = Way::Buffered;
-                ring.medium().note_buffered(ring.name());
-            }
-            io.defer(ring.blocking_queue());
+            ring.medium.retry(io, why, &ring.blocking);
         }
     }
 
     fn run(io: Joined<Self>) {
         if let Some(ring) = io.data().ring.clone() {
-            ring.medium().run(io);
+            ring.medium.run(io);
         }
     }
 }

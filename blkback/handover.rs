@@ -25,6 +25,7 @@
 
 mod loops;
 
+use blkif::node::DiskMode;
 use kernel::{
     prelude::*,
     str::CString,
@@ -54,7 +55,6 @@ use crate::{
             FilesInUse,
             Use, //
         },
-        DiskMode,
         FileMedium,
         Medium, //
     },

@@ -72,7 +72,6 @@ use crate::{
         Handover, //
     },
     medium::{
-        DiskMode,
         Medium, //
     },
     stats::Stats, //
@@ -132,7 +131,6 @@ struct Attached {
 /// What there is, for an administrator who must not wait for what happens to the disk.
 struct View {
     medium: Shown,
-    mode: DiskMode,
     /// Of [`Inner::connection`], and gone before that is.
     connection: Option<Overview>,
     /// No requests are served, as the administrator wants it, and none is in flight.
@@ -157,7 +155,6 @@ struct Inner {
     refused: Option<Refused>,
     /// Dropped before the medium it uses.
     connection: Option<Connection>,
-    mode: DiskMode,
     /// The size that the frontend has been told, in sectors.
     sectors: u64,
     /// `look_at_size` waits for its time, or runs.
@@ -177,6 +174,16 @@ enum Source {
     Open(Arc<Medium>),
     /// The device is being removed; nothing may happen any more.
     Removed,
+}
+
+impl View {
+    /// Whether the guest may write, as the toolstack writes it: nothing, without a medium.
+    fn mode(&self) -> &'static CStr {
+        match &self.medium {
+            Shown::Open(medium) => medium.mode().text(),
+            Shown::Waits | Shown::Refused | Shown::GivenUp => c"r",
+        }
+    }
 }
 
 impl Vbd {
@@ -208,7 +215,6 @@ impl Vbd {
                 unregister: Atomic::new(false),
                 view <- new_mutex!(View {
                     medium: Shown::Waits,
-                    mode: DiskMode::from_node(b"r"),
                     connection: None,
                     quiesced: false,
                 }),
@@ -226,7 +232,6 @@ impl Vbd {
                     former: None,
                     refused: None,
                     connection: None,
-                    mode: DiskMode::from_node(b"r"),
                     sectors: 0,
                     looking: false,
                 }),
@@ -261,7 +266,7 @@ impl Vbd {
 
     /// Whether the guest may write, as the toolstack writes it. As above.
     pub(crate) fn access_mode(&self) -> &'static CStr {
-        self.view.lock().mode.text()
+        self.view.lock().mode()
     }
 
     /// Has the disk been quiesced? `no`, `draining` while requests are in flight, `yes`. As above.
@@ -296,7 +301,7 @@ impl Vbd {
         writeln!(
             f,
             "mode: {}\nstate: {:?}, frontend: {:?}",
-            view.mode.text().to_str().unwrap_or(""),
+            view.mode().to_str().unwrap_or(""),
             self.dev().state(),
             State::from_number(self.frontend_state.load(Relaxed)),
         )?;
@@ -422,7 +427,6 @@ impl Vbd {
             Source::Open(medium) => Shown::Open(medium.clone()),
         };
         let mut view = self.view.lock();
-        view.mode = inner.mode;
         let before = core::mem::replace(&mut view.medium, medium);
         drop(view);
         drop(before);

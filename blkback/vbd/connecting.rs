@@ -24,7 +24,6 @@ use kernel::{
 use xen_bindings::{
     clock,
     device::State,
-    io::DiscardLimits,
     ring::MAX_RING_ORDER,
     work::enqueue_delayed,
     xenstore, //
@@ -40,7 +39,7 @@ use crate::{
         Connection,
         Offer, //
     },
-    medium::Medium, //
+    medium::Properties, //
 };
 
 /// Bits of the node `info` (`VDISK_*`, xen/include/public/io/blkif.h).
@@ -144,18 +143,17 @@ impl Vbd {
             }
         }
         let mode = medium.mode();
-        let discard = if mode.writable && self.discard_enabled() {
-            medium.discard()
-        } else {
-            None
-        };
+        let mut properties = medium.properties();
+        if !mode.writable || !self.discard_enabled() {
+            properties.discard = None;
+        }
         let disk = Disk {
             sectors: medium.sectors(),
-            logical_block_size: medium.logical_block_size(),
+            logical_block_size: properties.logical_block_size,
             readonly: !mode.writable,
-            flush: medium.has_write_cache(),
-            barrier: medium.has_write_cache(),
-            discard: discard.map(|limits| DiscardOffer {
+            flush: properties.write_cache,
+            barrier: properties.write_cache,
+            discard: properties.discard.as_ref().map(|limits| DiscardOffer {
                 secure: limits.secure,
             }),
             max_indirect_segments: MAX_INDIRECT_SEGMENTS,
@@ -200,7 +198,7 @@ impl Vbd {
                     .fatal(err, c"allocating what describes the connection")
             }
         };
-        if let Err(err) = self.publish_properties(medium, &disk, discard) {
+        if let Err(err) = self.publish_properties(&properties, &disk) {
             return self
                 .binding
                 .fatal(err, c"writing the properties of the disk");
@@ -321,19 +319,14 @@ impl Vbd {
     }
 
     /// Publishes the properties of the disk.
-    fn publish_properties(
-        &self,
-        medium: &Medium,
-        disk: &Disk,
-        discard: Option<DiscardLimits>,
-    ) -> Result<bool> {
-        let cdrom = medium.is_cdrom()
+    fn publish_properties(&self, properties: &Properties, disk: &Disk) -> Result<bool> {
+        let cdrom = properties.cdrom
             || xenstore::read_optional(&self.frontend, c"device-type")?
                 .is_some_and(|kind| kind.as_bytes() == b"cdrom");
         let mut info = 0;
         for (set, bit) in [
             (cdrom, VDISK_CDROM),
-            (medium.is_removable(), VDISK_REMOVABLE),
+            (properties.removable, VDISK_REMOVABLE),
             (disk.readonly, VDISK_READONLY),
         ] {
             if set {
@@ -348,7 +341,7 @@ impl Vbd {
                 fmt!("{}", u8::from(disk.flush)),
             )?;
             xbt.write(name, c"feature-barrier", fmt!("{}", u8::from(disk.barrier)))?;
-            if let Some(limits) = discard {
+            if let Some(limits) = &properties.discard {
                 xbt.write(name, c"discard-granularity", fmt!("{}", limits.granularity))?;
                 xbt.write(name, c"discard-alignment", fmt!("{}", limits.alignment))?;
                 xbt.write(name, c"discard-secure", fmt!("{}", u8::from(limits.secure)))?;
@@ -356,7 +349,7 @@ impl Vbd {
             xbt.write(
                 name,
                 c"feature-discard",
-                fmt!("{}", u8::from(discard.is_some())),
+                fmt!("{}", u8::from(properties.discard.is_some())),
             )?;
             xbt.write(name, c"sectors", fmt!("{}", disk.sectors))?;
             xbt.write(name, c"info", fmt!("{}", info))?;
@@ -364,7 +357,7 @@ impl Vbd {
             xbt.write(
                 name,
                 c"physical-sector-size",
-                fmt!("{}", medium.physical_block_size()),
+                fmt!("{}", properties.physical_block_size),
             )
         })
     }

@@ -6,7 +6,10 @@
 
 #![forbid(unsafe_code)]
 
-use blkif::node::device_numbers;
+use blkif::node::{
+    device_numbers,
+    DiskMode, //
+};
 use kernel::{
     prelude::*,
     str::CString,
@@ -27,7 +30,7 @@ use crate::{
     },
     medium::{
         claims::Backing,
-        DiskMode,
+        DeviceMedium,
         Medium, //
     },
 };
@@ -61,9 +64,6 @@ impl Vbd {
             },
             source => (source, false),
         };
-        if let Source::Open(medium) = &source {
-            inner.mode = medium.mode();
-        }
         inner.source = source;
         by_script
     }
@@ -103,20 +103,22 @@ impl Vbd {
         mode: DiskMode,
         backing: Option<Backing>,
     ) -> Result<Medium> {
-        Medium::open_device((major, minor), mode, backing).inspect_err(|err| {
-            let access = if mode.writable { "writing" } else { "reading" };
-            let hint = if *err == EBUSY {
-                ", which is mounted or otherwise claimed in this domain"
-            } else {
-                ""
-            };
-            match CString::try_from_fmt(fmt!(
-                "opening block device {major:x}:{minor:x} for {access}{hint}"
-            )) {
-                Ok(what) => self.binding.fatal(*err, &what),
-                Err(_) => self.binding.fatal(*err, c"opening a block device"),
-            }
-        })
+        DeviceMedium::open((major, minor), mode, backing)
+            .map(Medium::Block)
+            .inspect_err(|err| {
+                let access = if mode.writable { "writing" } else { "reading" };
+                let hint = if *err == EBUSY {
+                    ", which is mounted or otherwise claimed in this domain"
+                } else {
+                    ""
+                };
+                match CString::try_from_fmt(fmt!(
+                    "opening block device {major:x}:{minor:x} for {access}{hint}"
+                )) {
+                    Ok(what) => self.binding.fatal(*err, &what),
+                    Err(_) => self.binding.fatal(*err, c"opening a block device"),
+                }
+            })
     }
 
     /// Puts another medium into a drive, or takes it out.
@@ -150,7 +152,6 @@ impl Vbd {
         // that have not been taken.
         let connected = inner.connection.is_some();
         self.disconnect(inner);
-        inner.mode = medium.mode();
         inner.source = Source::Open(medium);
         self.show(inner);
         if connected {

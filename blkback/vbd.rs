@@ -66,7 +66,10 @@ use crate::{
         Context,
         Counted, //
     },
-    debug::Files,
+    debug::{
+        Files,
+        Show, //
+    },
     handover::{
         self,
         Handover, //
@@ -125,7 +128,7 @@ impl OnQueue for Vbd {
 /// What calls us: it has references to the disk, and goes before that does.
 struct Attached {
     watch: Option<Watch<Vbd>>,
-    files: Option<Files>,
+    files: Option<Files<Vbd>>,
 }
 
 /// What there is, for an administrator who must not wait for what happens to the disk.
@@ -287,28 +290,6 @@ impl Vbd {
 
     fn name(&self) -> &CStr {
         self.dev().nodename()
-    }
-
-    /// What there is to know about the disk, a line each. Waits for nothing that takes its time.
-    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let view = self.view.lock();
-        match &view.medium {
-            Shown::Waits => f.write_str("medium: waits for the toolstack\n")?,
-            Shown::Refused => f.write_str("medium: refused, see the kernel log\n")?,
-            Shown::GivenUp => f.write_str("medium: given up\n")?,
-            Shown::Open(medium) => medium.write(f)?,
-        }
-        writeln!(
-            f,
-            "mode: {}\nstate: {:?}, frontend: {:?}",
-            view.mode().to_str().unwrap_or(""),
-            self.dev().state(),
-            State::from_number(self.frontend_state.load(Relaxed)),
-        )?;
-        match &view.connection {
-            Some(connection) => connection.write(f),
-            None => Ok(()),
-        }
     }
 
     /// Has the control work item run. Any context.
@@ -542,6 +523,33 @@ impl Vbd {
         if !written {
             self.look_later();
         }
+    }
+}
+
+impl Show for Vbd {
+    fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.view.lock();
+        match &view.medium {
+            Shown::Waits => f.write_str("medium: waits for the toolstack\n")?,
+            Shown::Refused => f.write_str("medium: refused, see the kernel log\n")?,
+            Shown::GivenUp => f.write_str("medium: given up\n")?,
+            Shown::Open(medium) => medium.write(f)?,
+        }
+        writeln!(
+            f,
+            "mode: {}\nstate: {:?}, frontend: {:?}",
+            view.mode().to_str().unwrap_or(""),
+            self.dev().state(),
+            State::from_number(self.frontend_state.load(Relaxed)),
+        )?;
+        match &view.connection {
+            Some(connection) => connection.write(f),
+            None => Ok(()),
+        }
+    }
+
+    fn latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stats.latency.write(f)
     }
 }
 

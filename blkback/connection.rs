@@ -21,15 +21,17 @@ use kernel::{
     sync::Arc, //
 };
 use xen_bindings::{
-    device::Device,
-    evtchn::EventChannel,
-    ring::{
-        RingMemory,
-        MAX_RING_PAGES, //
-    },
     thread::wait_for_interrupts,
     work::OwnedQueue,
-    xenstore, //
+    xen::{
+        device::Device,
+        evtchn::EventChannel,
+        ring::{
+            RingMemory, //
+            MAX_RING_PAGES,
+        },
+        xenstore, //
+    }, //
 };
 
 use crate::{

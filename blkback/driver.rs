@@ -11,9 +11,11 @@ use kernel::{
     sync::Arc, //
 };
 use xen_bindings::{
-    device::State,
     sysfs::Group,
-    xenbus, //
+    xen::{
+        device::State,
+        xenbus, //
+    }, //
 };
 
 use crate::{

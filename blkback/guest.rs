@@ -27,7 +27,7 @@ use kernel::{
         Mutex, //
     }, //
 };
-use xen_bindings::share::Share;
+use xen_bindings::grants::share::Share;
 
 /// A ring, as the queue of its guest knows it.
 pub(crate) trait Wake: Send + Sync + 'static {

@@ -36,15 +36,19 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
-    file::Access,
-    params,
-    path::Path,
-    xenbus::Binding,
-    xenstore::{
-        self,
-        Transaction,
-        Value, //
+    module::params,
+    storage::{
+        file::Access,
+        path::Path, //
     },
+    xen::{
+        xenbus::Binding,
+        xenstore::{
+            self,
+            Transaction,
+            Value, //
+        }, //
+    }, //
 };
 
 use crate::{

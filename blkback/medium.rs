@@ -19,15 +19,17 @@ use kernel::{
     prelude::*, //
 };
 use xen_bindings::{
-    bdev::BlockDevice,
-    file::File,
-    io::{
-        DiscardLimits,
+    mem,
+    request::{
         Joined,
         Mapped,
         Retry, //
     },
-    mem,
+    storage::{
+        bdev::BlockDevice,
+        file::File,
+        DiscardLimits, //
+    },
     work::OwnedQueue, //
 };
 
@@ -194,7 +196,7 @@ impl Medium {
 
     /// Identity of the file that it is ([`Path::identity`]).
     ///
-    /// [`Path::identity`]: xen_bindings::path::Path::identity
+    /// [`Path::identity`]: xen_bindings::storage::path::Path::identity
     pub(crate) fn identity(&self) -> Option<usize> {
         match self {
             Self::File(medium) => Some(medium.identity()),

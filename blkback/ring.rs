@@ -49,24 +49,21 @@ use kernel::{
 use xen_bindings::{
     clock,
     completion::Completion,
-    copy::Copier,
-    evtchn::{
-        self,
-        EventChannel, //
+    grants::{
+        copy::Copier,
+        Grants, //
     },
-    grant::Grants,
-    io::{
+    mem,
+    module::params,
+    request::{
+        list::{
+            DoneList,
+            List, //
+        },
+        memory::Spares,
         Done,
         Staged, //
     },
-    list::{
-        DoneList,
-        List, //
-    },
-    mem,
-    memory::Spares,
-    params,
-    ring::RingMemory,
     thread::{
         Thread,
         Wanted,
@@ -77,6 +74,13 @@ use xen_bindings::{
         cancel_delayed_work,
         OwnedQueue, //
     },
+    xen::{
+        evtchn::{
+            self,
+            EventChannel, //
+        },
+        ring::RingMemory, //
+    }, //
 };
 
 use crate::{

@@ -21,12 +21,12 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
-    grant::Ways,
-    log::Limit,
+    grants::Ways,
+    module::log::Limit,
     sysfs::{
         Attribute,
         Value, //
-    },
+    }, //
 };
 
 use crate::{

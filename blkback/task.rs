@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use blkif::Discard;
-use xen_bindings::io::Owner;
+use xen_bindings::request::Owner;
 
 /// What is to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -37,21 +37,23 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    device::{
-        Device,
-        State, //
-    },
-    params,
+    module::params,
     work::{
         cancel_delayed_work,
         OnQueue,
         OwnedQueue, //
     },
-    xenbus::Binding,
-    xenwatch::{
-        InXenwatch,
-        Watch,
-        Watcher, //
+    xen::{
+        device::{
+            Device,
+            State, //
+        },
+        xenbus::Binding,
+        xenwatch::{
+            InXenwatch,
+            Watch,
+            Watcher, //
+        }, //
     }, //
 };
 

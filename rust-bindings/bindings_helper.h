@@ -46,6 +46,6 @@ const u32 RUST_CONST_HELPER_GNTMAP_HOST_MAP = GNTMAP_host_map;
 const u32 RUST_CONST_HELPER_GNTMAP_READONLY = GNTMAP_readonly;
 const u32 RUST_CONST_HELPER_WQ_DISK = WQ_UNBOUND | WQ_MEM_RECLAIM;
 
-#include "params.h"
-#include "tracepoints.h"
+#include "module/params.h"
+#include "module/tracepoints.h"
 #include "helpers.c"

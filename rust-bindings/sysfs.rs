@@ -13,7 +13,7 @@ use kernel::{
 
 use crate::{
     raw,
-    xenbus::Bound, //
+    xen::xenbus::Bound, //
 };
 
 /// What a file shows.

@@ -15,7 +15,7 @@ use kernel::{
     prelude::*,
     str::CString, //
 };
-use xen_bindings::{
+use xen_bindings::storage::{
     file::{
         Access,
         File, //

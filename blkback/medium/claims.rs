@@ -23,11 +23,11 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
-    path::Path,
-    xenstore::{
+    storage::path::Path,
+    xen::xenstore::{
         self,
         Value, //
-    },
+    }, //
 };
 
 /// How a disk uses a file.

@@ -14,11 +14,11 @@ use kernel::{
     prelude::*, //
 };
 use xen_bindings::{
-    bdev::{
+    request::Mapped,
+    storage::bdev::{
         self,
         BlockDevice, //
     },
-    io::Mapped,
     work::OwnedQueue, //
 };
 

@@ -36,15 +36,15 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
-    file::{
-        DirectIo,
-        File,
-        Mode, //
-    },
-    io::{
+    request::{
         Joined,
         Mapped,
         Retry, //
+    },
+    storage::file::{
+        DirectIo,
+        File,
+        Mode, //
     },
     work::OwnedQueue, //
 };
@@ -69,7 +69,7 @@ pub(crate) struct FileMedium {
     file: File,
     /// See [`Path::identity`].
     ///
-    /// [`Path::identity`]: xen_bindings::path::Path::identity
+    /// [`Path::identity`]: xen_bindings::storage::path::Path::identity
     identity: usize,
     mode: DiskMode,
     path: CString,
@@ -185,7 +185,7 @@ impl FileMedium {
 
     /// See [`Path::identity`].
     ///
-    /// [`Path::identity`]: xen_bindings::path::Path::identity
+    /// [`Path::identity`]: xen_bindings::storage::path::Path::identity
     pub(super) fn identity(&self) -> usize {
         self.identity
     }

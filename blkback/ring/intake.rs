@@ -23,16 +23,18 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    bdev,
     clock,
-    copy::Copier,
-    grant::Grants,
-    io::{
+    grants::{
+        copy::Copier,
+        Grants, //
+    },
+    request::{
+        list::List,
+        memory::Spares,
         Builder,
         Staged, //
     },
-    list::List,
-    memory::Spares, //
+    storage::bdev, //
 };
 
 use super::{

@@ -21,17 +21,19 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    bdev::BlockDevice,
-    file::File,
-    io::{
-        is_not_supported,
+    module::trace,
+    request::{
         Direction,
         Done,
         Joined,
         Owner,
         Retry, //
     },
-    trace, //
+    storage::{
+        bdev::BlockDevice,
+        file::File,
+        is_not_supported, //
+    }, //
 };
 
 use super::Ring;

@@ -23,10 +23,12 @@ use kernel::{
 };
 use xen_bindings::{
     clock,
-    device::State,
-    ring::MAX_RING_ORDER,
     work::enqueue_delayed,
-    xenstore, //
+    xen::{
+        device::State,
+        ring::MAX_RING_ORDER,
+        xenstore, //
+    }, //
 };
 
 use super::{

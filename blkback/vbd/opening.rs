@@ -15,7 +15,7 @@ use kernel::{
     str::CString,
     sync::Arc, //
 };
-use xen_bindings::xenstore;
+use xen_bindings::xen::xenstore;
 
 use super::{
     Inner,

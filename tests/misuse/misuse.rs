@@ -14,14 +14,38 @@ use kernel::{
     workqueue::{DelayedWork, Queue, WorkItem},
 };
 use xen_bindings::{
-    bdev::BlockDevice,
-    evtchn::{EventChannel, Handler},
-    file::{File, Mode},
-    grant::Grants,
-    io::{Builder, Direction, Done, Joined, Mapped, Owner, Retry, Staged},
-    list::{DoneList, List},
-    memory::Memory,
-    work::{enqueue_delayed, OnQueue, OwnedQueue},
+    grants::Grants,
+    request::{
+        list::{
+            DoneList,
+            List, //
+        },
+        memory::Memory,
+        Builder,
+        Direction,
+        Done,
+        Joined,
+        Mapped,
+        Owner,
+        Retry,
+        Staged, //
+    },
+    storage::{
+        bdev::BlockDevice,
+        file::{
+            File,
+            Mode, //
+        }, //
+    },
+    work::{
+        enqueue_delayed,
+        OnQueue,
+        OwnedQueue, //
+    },
+    xen::evtchn::{
+        EventChannel,
+        Handler, //
+    }, //
 };
 
 /// A driver's data that keep a device open, which somebody else can close.

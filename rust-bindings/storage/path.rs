@@ -15,11 +15,11 @@ use kernel::{
 };
 
 use crate::{
-    file::{
+    raw,
+    storage::file::{
         Access,
         File, //
-    },
-    raw,
+    }, //
 };
 
 /// What a path has led to. It stays the same whatever becomes of its names, and cannot be unmounted.

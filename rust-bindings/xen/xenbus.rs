@@ -9,7 +9,7 @@
 //! whoever loads, unloads, binds or unbinds). A callback that blocks there blocks every other Xen
 //! device, so callbacks should hand their work to a workqueue. Above all nothing may wait for the xenwatch thread
 //! while it holds a device's lock, as probe and remove do: that thread takes the lock of a device that vanishes.
-//! Hence a [`Watch`](crate::xenwatch::Watch) must not be dropped there, and it is that thread that unbinds a driver at
+//! Hence a [`Watch`](crate::xen::xenwatch::Watch) must not be dropped there, and it is that thread that unbinds a driver at
 //! the administrator's request.
 
 use core::{
@@ -39,18 +39,20 @@ use kernel::{
 };
 
 use crate::{
-    bind::Files,
-    device::{
-        Device,
-        State, //
-    },
     raw,
     sysfs::{
         Group,
         Groups, //
     },
-    xenstore::Transaction,
-    xenwatch::InXenwatch, //
+    xen::{
+        bind::Files,
+        device::{
+            Device,
+            State, //
+        },
+        xenstore::Transaction,
+        xenwatch::InXenwatch, //
+    }, //
 };
 
 /// A device and its driver, from probe until the driver is unbound; what refers to it may live longer.

@@ -13,7 +13,7 @@ use kernel::{
 
 use crate::{
     mem,
-    params,
+    module::params,
     raw, //
 };
 

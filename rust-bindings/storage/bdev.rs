@@ -18,10 +18,10 @@ use kernel::{
 };
 
 use crate::{
-    io::{
+    raw,
+    request::{
         sealed::State,
         Direction,
-        DiscardLimits,
         Done,
         Inner,
         Joined,
@@ -29,7 +29,7 @@ use crate::{
         Owner,
         Target, //
     },
-    raw,
+    storage::DiscardLimits, //
 };
 
 /// How to open a block device.

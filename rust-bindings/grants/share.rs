@@ -23,7 +23,7 @@ use kernel::{
     },
 };
 
-use crate::params;
+use crate::module::params;
 
 /// Pages of all guests that are mapped, or may be at once.
 static ALL: Atomic<u32> = Atomic::new(0);

@@ -11,15 +11,15 @@ use kernel::{
 };
 
 use crate::{
-    io::{
+    raw,
+    request::{
+        list::List,
         sealed::State,
         Inner,
         Joined,
         Mapped,
         Owner, //
     },
-    list::List,
-    raw,
     work::OwnedQueue, //
 };
 
@@ -84,8 +84,8 @@ impl<T: Owner> Joined<T> {
     /// transferred, or the memory of the first one has no room for the vectors. There is room for
     /// [`INLINE_SEGMENTS`], or [`MAX_SEGMENTS`] in a request that has more than the former by itself.
     ///
-    /// [`INLINE_SEGMENTS`]: crate::io::INLINE_SEGMENTS
-    /// [`MAX_SEGMENTS`]: crate::io::MAX_SEGMENTS
+    /// [`INLINE_SEGMENTS`]: crate::request::INLINE_SEGMENTS
+    /// [`MAX_SEGMENTS`]: crate::request::MAX_SEGMENTS
     pub fn join(&mut self, next: Mapped<T>) -> core::result::Result<(), Mapped<T>> {
         let inner = &mut **self.0;
         let count = inner.joined_count() as usize;

@@ -16,7 +16,7 @@ use kernel::time::{
 
 use crate::{
     raw,
-    ring::MAX_RING_ORDER, //
+    xen::ring::MAX_RING_ORDER, //
 };
 
 /// A parameter, as it is now.

@@ -10,13 +10,13 @@ use core::{
 use kernel::prelude::*;
 
 use crate::{
-    io::{
+    raw,
+    request::{
         sealed::State,
         Done,
         Inner,
         Owner, //
-    },
-    raw, //
+    }, //
 };
 
 /// A first-in first-out list of requests in one state, linked through their own memory.

@@ -8,14 +8,14 @@ use core::mem::MaybeUninit;
 use kernel::prelude::*;
 
 use crate::{
-    io::{
+    mem,
+    request::{
         Inner,
         Owner,
-        Segments,
+        Segments, //
         INLINE_SEGMENTS,
-        MAX_SEGMENTS, //
-    },
-    mem, //
+        MAX_SEGMENTS,
+    }, //
 };
 
 /// Memory for a request, without one.

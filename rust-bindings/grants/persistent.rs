@@ -21,9 +21,9 @@ use kernel::{
 
 use crate::{
     clock::jiffies,
+    grants::pool::is_referenced,
     mem,
-    params,
-    pool::is_referenced,
+    module::params,
     raw, //
 };
 

@@ -24,6 +24,10 @@
 //! Requests whose data follow one another in a file can be joined ([`Joined::join`]). They part before
 //! they are done.
 
+pub(crate) mod joined;
+pub mod list;
+pub mod memory;
+
 use core::{
     cell::UnsafeCell,
     mem::{
@@ -41,19 +45,23 @@ use kernel::{
 };
 
 use crate::{
-    bdev::BlockDevice,
-    copy::Copier,
-    file::{
-        File,
-        FileOp, //
-    },
-    grant::{
+    grants::{
+        copy::Copier,
         Grants,
         Slot, //
     },
-    joined::Rest,
-    memory::Memory,
     raw,
+    request::{
+        joined::Rest,
+        memory::Memory, //
+    },
+    storage::{
+        bdev::BlockDevice,
+        file::{
+            File,
+            FileOp, //
+        }, //
+    },
     work::OwnedQueue, //
 };
 
@@ -105,22 +113,6 @@ pub enum Retry {
     NotDirect,
     /// It was joined with others, and not all that they wanted has been transferred.
     Parted,
-}
-
-/// How parts of a medium can be given up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DiscardLimits {
-    /// Smallest unit that is really given up, in bytes.
-    pub granularity: u32,
-    /// Where the first such unit begins, in bytes.
-    pub alignment: u32,
-    /// The contents can be made unreadable.
-    pub secure: bool,
-}
-
-/// Does the error say that the operation as such is not supported (`EOPNOTSUPP`)?
-pub fn is_not_supported(err: Error) -> bool {
-    err.to_errno() == -(raw::EOPNOTSUPP as i32)
 }
 
 /// Which way the data go.

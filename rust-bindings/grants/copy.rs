@@ -12,14 +12,16 @@ use core::{
 use kernel::prelude::*;
 
 use crate::{
-    grant::Slot,
-    io::Direction,
-    mem,
-    pool::{
-        PagePool,
-        Source, //
+    grants::{
+        pool::{
+            PagePool,
+            Source, //
+        },
+        Slot, //
     },
-    raw, //
+    mem,
+    raw,
+    request::Direction, //
 };
 
 /// Copies that go into one hypercall at most.

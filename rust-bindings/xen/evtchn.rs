@@ -13,8 +13,8 @@ use kernel::{
 };
 
 use crate::{
-    device::Device, //
     raw,
+    xen::device::Device, //
 };
 
 /// Who receives the events of a channel.

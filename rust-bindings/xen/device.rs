@@ -9,7 +9,7 @@ use kernel::prelude::*;
 
 use crate::{
     raw,
-    xenstore, //
+    xen::xenstore, //
 };
 
 /// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).

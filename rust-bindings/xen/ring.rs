@@ -27,8 +27,8 @@ use kernel::{
 };
 
 use crate::{
-    device::Device, //
     raw,
+    xen::device::Device, //
 };
 
 /// Largest number of pages of a ring (`XENBUS_MAX_RING_GRANTS`).

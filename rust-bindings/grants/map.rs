@@ -8,8 +8,10 @@ use core::ptr::NonNull;
 use kernel::prelude::*;
 
 use crate::{
-    grant::Slot,
-    pool::PagePool,
+    grants::{
+        pool::PagePool,
+        Slot, //
+    },
     raw, //
 };
 

@@ -3,6 +3,12 @@
 //! The pages behind a guest's grants, made ready for I/O and given back: mapped, copied, or mapped
 //! already, whichever is best for each of them.
 
+pub mod copy;
+mod map;
+mod persistent;
+mod pool;
+pub mod share;
+
 use blkif::persistent::Index;
 use core::ptr::NonNull;
 use kernel::{
@@ -21,38 +27,40 @@ use kernel::{
 
 use crate::{
     clock::jiffies,
-    copy::{
-        Copier,
-        Copies, //
+    grants::{
+        copy::{
+            Copier,
+            Copies, //
+        },
+        map::{
+            Maps,
+            Unmaps, //
+        },
+        persistent::{
+            Kept,
+            Mapping, //
+        },
+        pool::{
+            is_referenced,
+            PagePool,
+            Source, //
+        },
+        share::{
+            Credit,
+            Share, //
+        }, //
     },
-    io::{
+    module::log::Limit,
+    raw,
+    request::{
+        list::List,
         Direction,
         Done,
         Finished,
         Mapped,
         Owner,
-        Staged,
-        INLINE_SEGMENTS, //
-    },
-    list::List,
-    log::Limit,
-    map::{
-        Maps,
-        Unmaps, //
-    },
-    persistent::{
-        Kept,
-        Mapping, //
-    },
-    pool::{
-        is_referenced,
-        PagePool,
-        Source, //
-    },
-    raw,
-    share::{
-        Credit,
-        Share, //
+        Staged, //
+        INLINE_SEGMENTS,
     }, //
 };
 

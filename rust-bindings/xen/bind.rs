@@ -27,11 +27,13 @@ use kernel::{
 };
 
 use crate::{
-    device::Device,
     raw,
-    xenwatch::{
-        self,
-        InXenwatch, //
+    xen::{
+        device::Device,
+        xenwatch::{
+            self,
+            InXenwatch, //
+        }, //
     }, //
 };
 

@@ -26,11 +26,10 @@ use kernel::{
 };
 
 use crate::{
-    io::{
-        is_not_supported,
+    raw,
+    request::{
         sealed::State,
         Direction,
-        DiscardLimits,
         Done,
         Inner,
         Joined,
@@ -38,7 +37,10 @@ use crate::{
         Owner,
         Retry, //
     },
-    raw,
+    storage::{
+        is_not_supported,
+        DiscardLimits, //
+    }, //
 };
 
 /// How to open a file.

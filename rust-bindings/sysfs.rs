@@ -11,10 +11,7 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-use crate::{
-    raw,
-    xen::xenbus::Bound, //
-};
+use crate::raw;
 
 /// What a file shows.
 pub enum Value {
@@ -55,37 +52,44 @@ struct File<D> {
     store: Option<fn(&D, &[u8]) -> Result>,
 }
 
-/// The files of a driver whose data for a device are a `KBox<Bound<D>>`.
+/// What a driver keeps for a device, in a box: its data are in there.
+pub(crate) trait Bound: Send + Sync + 'static {
+    type Data: Send + Sync + 'static;
+
+    fn data(&self) -> &Self::Data;
+}
+
+/// The files of a driver whose data for a device are a `KBox<B>`.
 ///
 /// # Invariants
 ///
 /// What the vectors point to is in the vectors before them, which do not change any more.
-pub(crate) struct Groups<D> {
-    _files: KVec<File<D>>,
+pub(crate) struct Groups<B: Bound> {
+    _files: KVec<File<B::Data>>,
     _attrs: KVec<*mut raw::attribute>,
     _groups: KVec<raw::attribute_group>,
     list: KVec<*const raw::attribute_group>,
 }
 
 // SAFETY: All of it is ours, and is only read.
-unsafe impl<D> Send for Groups<D> {}
+unsafe impl<B: Bound> Send for Groups<B> {}
 // SAFETY: It is only read.
-unsafe impl<D> Sync for Groups<D> {}
+unsafe impl<B: Bound> Sync for Groups<B> {}
 
-impl<D: Send + Sync + 'static> Groups<D> {
+impl<B: Bound> Groups<B> {
     /// Prepares the files. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(groups: &'static [Group<D>]) -> Result<Self> {
+    pub(crate) fn new(groups: &'static [Group<B::Data>]) -> Result<Self> {
         let mut count = 0usize;
         for group in groups {
             count = count.saturating_add(group.attributes.len());
         }
         let ends = groups.len();
         // INVARIANT: There is room for everything from the start, so that nothing moves.
-        let mut files: KVec<File<D>> = KVec::with_capacity(count, GFP_KERNEL)?;
+        let mut files: KVec<File<B::Data>> = KVec::with_capacity(count, GFP_KERNEL)?;
         let mut attrs: KVec<*mut raw::attribute> =
             KVec::with_capacity(count.saturating_add(ends), GFP_KERNEL)?;
         let mut table: KVec<raw::attribute_group> = KVec::with_capacity(ends, GFP_KERNEL)?;
@@ -95,7 +99,7 @@ impl<D: Send + Sync + 'static> Groups<D> {
             let first: *mut *mut raw::attribute = unsafe { attrs.as_mut_ptr().add(attrs.len()) };
             for attribute in group.attributes {
                 // SAFETY: As above.
-                let file: *mut File<D> = unsafe { files.as_mut_ptr().add(files.len()) };
+                let file: *mut File<B::Data> = unsafe { files.as_mut_ptr().add(files.len()) };
                 let _ = files.push_within_capacity(File {
                     attr: pin_init::zeroed(),
                     show: attribute.show,
@@ -151,9 +155,9 @@ impl<D: Send + Sync + 'static> Groups<D> {
         // SAFETY: The attribute is part of a `File`. Probe has stored the data, and remove, which
         // frees them, comes after the files have gone.
         let value = unsafe {
-            let file = kernel::container_of!(attr, File<D>, attr);
-            let bound = <KBox<Bound<D>> as ForeignOwnable>::borrow((*dev).driver_data.cast());
-            ((*file).show)(&bound.data)
+            let file = kernel::container_of!(attr, File<B::Data>, attr);
+            let bound = <KBox<B> as ForeignOwnable>::borrow((*dev).driver_data.cast());
+            ((*file).show)(bound.data())
         };
         // SAFETY: `buf` is the page that sysfs gives us, and the formats fit their arguments.
         let len = unsafe {
@@ -181,15 +185,15 @@ impl<D: Send + Sync + 'static> Groups<D> {
     ) -> isize {
         // SAFETY: As in `show`; sysfs gives us `count` bytes.
         let (bound, store, text) = unsafe {
-            let file = kernel::container_of!(attr, File<D>, attr);
+            let file = kernel::container_of!(attr, File<B::Data>, attr);
             (
-                <KBox<Bound<D>> as ForeignOwnable>::borrow((*dev).driver_data.cast()),
+                <KBox<B> as ForeignOwnable>::borrow((*dev).driver_data.cast()),
                 (*file).store,
                 core::slice::from_raw_parts(buf.cast::<u8>(), count),
             )
         };
         let text = text.strip_suffix(b"\n").unwrap_or(text);
-        match store.map(|store| store(&bound.data, text)) {
+        match store.map(|store| store(bound.data(), text)) {
             Some(Ok(())) => count as isize,
             Some(Err(err)) => err.to_errno() as isize,
             None => EACCES.to_errno() as isize,

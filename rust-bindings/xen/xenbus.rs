@@ -41,6 +41,7 @@ use kernel::{
 use crate::{
     raw,
     sysfs::{
+        self,
         Group,
         Groups, //
     },
@@ -168,9 +169,17 @@ impl Binding {
 }
 
 /// What is stored for a device whose driver is bound.
-pub(crate) struct Bound<D> {
-    pub(crate) data: D,
+struct Bound<D> {
+    data: D,
     binding: Arc<Binding>,
+}
+
+impl<D: Send + Sync + 'static> sysfs::Bound for Bound<D> {
+    type Data = D;
+
+    fn data(&self) -> &D {
+        &self.data
+    }
 }
 
 /// A driver for the backends of one type of device.
@@ -223,7 +232,7 @@ pub struct Registration<T: Driver> {
     #[pin]
     drv: Opaque<raw::xenbus_driver>,
     ids: [raw::xenbus_device_id; 2],
-    groups: Groups<T::Data>,
+    groups: Groups<Bound<T::Data>>,
     files: Files,
     context: Arc<T::Context>,
     #[pin]

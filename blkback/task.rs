@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 use blkif::Discard;
-use xen_bindings::request::Owner;
+use xen_bindings::storage::{
+    bdev::OnDevice,
+    file::OnFile, //
+};
 
 /// What is to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,7 +54,7 @@ impl Task {
 }
 
 /// Whoever has sent a request, and says with it what it wants.
-pub(crate) trait HasTask: Owner {
+pub(crate) trait HasTask: OnDevice + OnFile {
     fn task(&self) -> &Task;
 
     fn task_mut(&mut self) -> &mut Task;

@@ -8,6 +8,7 @@ mod map;
 mod persistent;
 mod pool;
 pub mod share;
+pub mod stage;
 
 use blkif::persistent::Index;
 use core::ptr::NonNull;
@@ -54,6 +55,10 @@ use crate::{
     raw,
     request::{
         list::List,
+        slot::{
+            Backing,
+            Slot, //
+        },
         Direction,
         Done,
         Finished,
@@ -63,65 +68,6 @@ use crate::{
         INLINE_SEGMENTS,
     }, //
 };
-
-/// One granted page of a request.
-///
-/// # Invariants
-///
-/// `page` comes from where `backing` says. A slot belongs to one request of the [`Grants`] that made
-/// it, and is given back to it once.
-#[derive(Clone, Copy)]
-pub(crate) struct Slot {
-    page: NonNull<raw::page>,
-    gref: u32,
-    backing: Backing,
-}
-
-/// What is in the page of a slot, and where it comes from.
-#[derive(Clone, Copy)]
-enum Backing {
-    /// Nothing; the page comes from the [`PagePool`].
-    Nothing,
-    /// Nothing yet, as Xen had no room for another mapping; the page comes from the [`PagePool`].
-    NoRoom,
-    /// The grant, mapped with this handle for this slot alone into a page of the [`PagePool`].
-    Mapped(u32),
-    /// The grant, which stays mapped in the page of a [`Mapping`]; the slot is one of its users.
-    Kept(Index),
-    /// Nothing yet, or nothing that the guest has got; the page comes from [`Copies`].
-    Own,
-    /// A copy of what is in the guest's page, or will be; the page comes from [`Copies`].
-    Copied,
-    /// Nobody knows; the page cannot be used, and cannot be given back.
-    Lost,
-}
-
-impl Slot {
-    pub(crate) fn page(&self) -> NonNull<raw::page> {
-        self.page
-    }
-
-    /// Can the page be used for I/O?
-    pub(crate) fn is_ready(&self) -> bool {
-        !matches!(
-            self.backing,
-            Backing::Nothing | Backing::NoRoom | Backing::Own | Backing::Lost
-        )
-    }
-
-    /// May mapping it be tried again?
-    pub(crate) fn has_no_room(&self) -> bool {
-        matches!(self.backing, Backing::NoRoom)
-    }
-
-    /// Something may be mapped into the page of a slot that nothing was mapped for.
-    #[cold]
-    pub(crate) fn lose_page(&mut self) {
-        pr_err!("a grant has been mapped in part, a page is lost\n");
-        // INVARIANT: The page comes from nowhere any more.
-        self.backing = Backing::Lost;
-    }
-}
 
 /// How the pages of requests were made ready.
 #[derive(Default)]

@@ -27,6 +27,8 @@
 pub(crate) mod joined;
 pub mod list;
 pub mod memory;
+pub(crate) mod slot;
+mod target;
 
 use core::{
     cell::UnsafeCell,
@@ -45,24 +47,17 @@ use kernel::{
 };
 
 use crate::{
-    grants::{
-        copy::Copier,
-        Grants,
-        Slot, //
-    },
     raw,
-    request::{
-        joined::Rest,
-        memory::Memory, //
-    },
-    storage::{
-        bdev::BlockDevice,
-        file::{
-            File,
-            FileOp, //
-        }, //
-    },
     work::OwnedQueue, //
+};
+use joined::Rest;
+use memory::Memory;
+use slot::Slot;
+
+pub use target::Mode;
+pub(crate) use target::{
+    FileOp,
+    Target, //
 };
 
 /// Most segments of a request.
@@ -71,26 +66,15 @@ pub const MAX_SEGMENTS: usize = blkif::abi::MAX_INDIRECT_SEGMENTS as usize;
 /// Segments that every request has room for: as many as fit into a slot of the ring.
 pub const INLINE_SEGMENTS: usize = blkif::abi::MAX_SEGMENTS;
 
-/// Requests of up to so many segments are copied, larger ones mapped. For 16 segments a copy still takes
-/// fewer instructions than mapping and unmapping; but these do not see what it costs to move the data.
-const COPIED_SEGMENTS: usize = INLINE_SEGMENTS;
-
 /// The driver's part of a request.
 ///
-/// It also keeps open what the request's I/O goes to. [`Owner::device`] and [`Owner::file`] say where that is
-/// by a reference that comes from the driver's data, and while I/O is in flight these are part of the request,
-/// where nobody reaches them: what the reference points to cannot be closed before the request is given back.
+/// It also keeps open what the request's I/O goes to: it gives a reference to that which comes from the driver's data
+/// ([`OnDevice`], [`OnFile`]), and while I/O is in flight these are part of the request, where nobody reaches them: what
+/// the reference points to cannot be closed before the request is given back.
+///
+/// [`OnDevice`]: crate::storage::bdev::OnDevice
+/// [`OnFile`]: crate::storage::file::OnFile
 pub trait Owner: Sized + Send + 'static {
-    /// The device that the request's bios may go to. Any context.
-    fn device(&self) -> Option<&BlockDevice> {
-        None
-    }
-
-    /// The file that may be read and written for the request. Any context.
-    fn file(&self) -> Option<&File> {
-        None
-    }
-
     /// The I/O is done. Any context, hard interrupt included: must not sleep.
     fn complete(done: Done<Self>);
 
@@ -122,13 +106,6 @@ pub enum Direction {
     Read,
     /// From the guest to the disk.
     Write,
-}
-
-/// What does the I/O. Which one is in use is known to the module that submitted it.
-#[repr(C)]
-pub(crate) union Target {
-    pub(crate) bio: ManuallyDrop<raw::bio>,
-    pub(crate) file: ManuallyDrop<FileOp>,
 }
 
 /// Pages of a request and the vector of their pieces.
@@ -463,76 +440,10 @@ pub struct Finished<T: Owner> {
     pub memory: Memory<T>,
 }
 
-/// Builds a request from its segments.
-pub struct Builder<'a, T: Owner> {
-    inner: &'a mut Inner<T>,
-    grants: &'a mut Grants,
-}
-
-impl<T: Owner> Builder<'_, T> {
-    /// As [`Grants::copy`].
-    ///
-    /// # Errors
-    ///
-    /// `EFAULT` if the guest has granted no such page.
-    pub fn copy<'a>(
-        &mut self,
-        copier: &'a mut Copier,
-        gref: u32,
-        pairs: usize,
-    ) -> Result<&'a [u64]> {
-        self.grants.copy(gref, pairs, copier)
-    }
-
-    /// Adds a piece of guest memory: grant reference, offset and length in bytes, both of them multiples of
-    /// a sector's. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM` if a page cannot be had, `EINVAL` if the piece is not one or more whole sectors within a page, or
-    /// if there is no room.
-    pub fn add(&mut self, gref: u32, offset: u32, len: u32) -> Result {
-        let end = offset.checked_add(len).ok_or(EINVAL)?;
-        let whole = (offset | len) & blkif::abi::SECTOR_SIZE.wrapping_sub(1) == 0;
-        if end > blkif::abi::PAGE_SIZE || len == 0 || !whole {
-            return Err(EINVAL);
-        }
-        let index = usize::from(self.inner.count);
-        let (slots, vecs, room) = self.inner.segments_mut();
-        if index >= room {
-            return Err(EINVAL);
-        }
-        let bytes = self.inner.bytes.checked_add(len).ok_or(EINVAL)?;
-        let slot = self.grants.slot(gref, room <= COPIED_SEGMENTS)?;
-        // SAFETY: There is room for the element.
-        unsafe {
-            slots.add(index).write(slot);
-            vecs.add(index).write(raw::bio_vec {
-                bv_page: slot.page().as_ptr(),
-                bv_len: len,
-                bv_offset: offset,
-            });
-        }
-        self.inner.bytes = bytes;
-        // INVARIANT: The elements were initialised just now.
-        self.inner.count = self.inner.count.wrapping_add(1);
-        Ok(())
-    }
-}
-
 impl<T: Owner> Staged<T> {
-    /// Builds a request in `memory`, whose segments `fill` adds.
-    ///
-    /// # Errors
-    ///
-    /// That of `fill`, and gives everything back.
-    pub fn new<E>(
-        memory: Memory<T>,
-        data: T,
-        direction: Direction,
-        grants: &mut Grants,
-        fill: impl FnOnce(&mut Builder<'_, T>) -> core::result::Result<(), E>,
-    ) -> core::result::Result<Self, (E, Memory<T>, T)> {
+    /// One without segments, in `memory`; its slots are going to be those of the grants with this number. Any context.
+    #[inline]
+    pub(crate) fn empty(memory: Memory<T>, data: T, direction: Direction, grants: u64) -> Self {
         let mut inner = memory.inner;
         let ptr = inner.as_mut_ptr();
         // SAFETY: The memory is valid for writing. All fields are written but those that may be
@@ -547,27 +458,63 @@ impl<T: Owner> Staged<T> {
             (&raw mut (*ptr).count).write(0);
             (&raw mut (*ptr).bytes).write(0);
             (&raw mut (*ptr).progress).write(0);
-            (&raw mut (*ptr).grants).write(grants.id());
+            (&raw mut (*ptr).grants).write(grants);
             (&raw mut (*ptr).large).write(memory.large);
             (&raw mut (*ptr).rest).write(Rest::new());
             (&raw mut (*ptr).data).write(data);
         }
         // SAFETY: Initialised just now.
-        let mut request = Self::from_inner(unsafe { inner.assume_init() });
-        let mut builder = Builder {
-            inner: &mut request.0,
-            grants,
-        };
-        match fill(&mut builder) {
-            Ok(()) => Ok(request),
-            Err(err) => {
-                for slot in request.0.slots() {
-                    grants.put_back(*slot);
-                }
-                let (memory, data) = request.into_inner().dissolve();
-                Err((err, memory, data))
-            }
+        Self::from_inner(unsafe { inner.assume_init() })
+    }
+
+    /// Adds a piece of a granted page: offset and length in bytes, both of them multiples of a sector's. `slot` is
+    /// asked for the page if the piece is right; it is told for how many segments there is room in all, and the slot must
+    /// be of the grants that the request was made with.
+    ///
+    /// # Errors
+    ///
+    /// That of `slot`, `EINVAL` if the piece is not one or more whole sectors within a page, or if there is no room.
+    #[inline]
+    pub(crate) fn add(
+        &mut self,
+        offset: u32,
+        len: u32,
+        slot: impl FnOnce(usize) -> Result<Slot>,
+    ) -> Result {
+        let end = offset.checked_add(len).ok_or(EINVAL)?;
+        let whole = (offset | len) & blkif::abi::SECTOR_SIZE.wrapping_sub(1) == 0;
+        if end > blkif::abi::PAGE_SIZE || len == 0 || !whole {
+            return Err(EINVAL);
         }
+        let index = usize::from(self.0.count);
+        let (slots, vecs, room) = self.0.segments_mut();
+        if index >= room {
+            return Err(EINVAL);
+        }
+        let bytes = self.0.bytes.checked_add(len).ok_or(EINVAL)?;
+        let slot = slot(room)?;
+        // SAFETY: There is room for the element.
+        unsafe {
+            slots.add(index).write(slot);
+            vecs.add(index).write(raw::bio_vec {
+                bv_page: slot.page.as_ptr(),
+                bv_len: len,
+                bv_offset: offset,
+            });
+        }
+        self.0.bytes = bytes;
+        // INVARIANT: The elements were initialised just now.
+        self.0.count = self.0.count.wrapping_add(1);
+        Ok(())
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        self.0.slots()
+    }
+
+    /// Gives back what it was made from, once its slots have been given back.
+    pub(crate) fn dissolve(self) -> (Memory<T>, T) {
+        self.into_inner().dissolve()
     }
 
     pub(crate) fn pieces_mut(&mut self) -> impl Iterator<Item = (&mut Slot, &raw::bio_vec)> {

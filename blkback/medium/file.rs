@@ -39,12 +39,12 @@ use xen_bindings::{
     request::{
         Joined,
         Mapped,
+        Mode,
         Retry, //
     },
     storage::file::{
         DirectIo,
-        File,
-        Mode, //
+        File, //
     },
     work::OwnedQueue, //
 };

@@ -26,12 +26,12 @@ use xen_bindings::{
     clock,
     grants::{
         copy::Copier,
+        stage::Builder,
         Grants, //
     },
     request::{
         list::List,
         memory::Spares,
-        Builder,
         Staged, //
     },
     storage::bdev, //

@@ -30,8 +30,14 @@ use xen_bindings::{
         Retry, //
     },
     storage::{
-        bdev::BlockDevice,
-        file::File,
+        bdev::{
+            BlockDevice,
+            OnDevice, //
+        },
+        file::{
+            File,
+            OnFile, //
+        },
         is_not_supported, //
     }, //
 };
@@ -191,15 +197,19 @@ impl HasTask for Pending {
     }
 }
 
-impl Owner for Pending {
+impl OnDevice for Pending {
     fn device(&self) -> Option<&BlockDevice> {
         self.ring.as_ref()?.medium.device()
     }
+}
 
+impl OnFile for Pending {
     fn file(&self) -> Option<&File> {
         self.ring.as_ref()?.medium.file()
     }
+}
 
+impl Owner for Pending {
     fn complete(mut done: Done<Self>) {
         // From the moment the ring has it, somebody may be waiting for us to let go of the ring, with
         // `wait_for_interrupts`: we may be preempted, but not unnoticed.

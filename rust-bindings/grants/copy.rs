@@ -12,16 +12,16 @@ use core::{
 use kernel::prelude::*;
 
 use crate::{
-    grants::{
-        pool::{
-            PagePool,
-            Source, //
-        },
-        Slot, //
+    grants::pool::{
+        PagePool,
+        Source, //
     },
     mem,
     raw,
-    request::Direction, //
+    request::{
+        slot::Slot,
+        Direction, //
+    }, //
 };
 
 /// Copies that go into one hypercall at most.

@@ -8,11 +8,9 @@ use core::ptr::NonNull;
 use kernel::prelude::*;
 
 use crate::{
-    grants::{
-        pool::PagePool,
-        Slot, //
-    },
-    raw, //
+    grants::pool::PagePool,
+    raw,
+    request::slot::Slot, //
 };
 
 /// Grants that go into one hypercall at most. A hypercall of 64 operations costs Xen some tens of

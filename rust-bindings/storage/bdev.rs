@@ -26,8 +26,7 @@ use crate::{
         Inner,
         Joined,
         Mapped,
-        Owner,
-        Target, //
+        Owner, //
     },
     storage::DiscardLimits, //
 };
@@ -59,6 +58,12 @@ pub struct BlockDevice {
 unsafe impl Send for BlockDevice {}
 // SAFETY: The functions called take the locks they need.
 unsafe impl Sync for BlockDevice {}
+
+/// Whoever has sent a request that may go to a block device.
+pub trait OnDevice: Owner {
+    /// The device that its bios may go to, which its data keep open. Any context.
+    fn device(&self) -> Option<&BlockDevice>;
+}
 
 /// The holder of all our claims: the address of this, the same for all disks.
 static CLAIM: u8 = 0;
@@ -155,9 +160,9 @@ impl BlockDevice {
     /// Submits a read or write of all the request's data at `sector` (of 512 bytes). Task context,
     /// may sleep.
     ///
-    /// A request that does not keep this device open ([`Owner::device`]) is done with `EBADF`, one without data
+    /// A request that does not keep this device open ([`OnDevice::device`]) is done with `EBADF`, one without data
     /// with `EINVAL`.
-    pub fn submit<T: Owner>(&self, io: Mapped<T>, sector: u64) {
+    pub fn submit<T: OnDevice>(&self, io: Mapped<T>, sector: u64) {
         if io.bytes() == 0 {
             // Drivers of devices expect something to do.
             return io.done(Err(EINVAL));
@@ -172,7 +177,7 @@ impl BlockDevice {
 
     /// Has the device write its cache to the medium, then submits a write of the request's data, if
     /// it has any. Task context, may sleep.
-    pub fn flush<T: Owner>(&self, io: Mapped<T>, sector: u64) {
+    pub fn flush<T: OnDevice>(&self, io: Mapped<T>, sector: u64) {
         self.submit_bio(
             io,
             raw::REQ_OP_WRITE | raw::REQ_SYNC | raw::REQ_PREFLUSH,
@@ -182,7 +187,7 @@ impl BlockDevice {
 
     /// As [`BlockDevice::flush`], and the request's data are durable when it is done. Task context,
     /// may sleep.
-    pub fn barrier<T: Owner>(&self, io: Mapped<T>, sector: u64) {
+    pub fn barrier<T: OnDevice>(&self, io: Mapped<T>, sector: u64) {
         let fua = if io.bytes() == 0 { 0 } else { raw::REQ_FUA };
         self.submit_bio(
             io,
@@ -223,7 +228,7 @@ impl BlockDevice {
         })
     }
 
-    fn submit_bio<T: Owner>(&self, io: Mapped<T>, opf: u32, sector: u64) {
+    fn submit_bio<T: OnDevice>(&self, io: Mapped<T>, opf: u32, sector: u64) {
         if !io
             .data()
             .device()
@@ -290,6 +295,3 @@ pub fn plugged<R>(f: impl FnOnce() -> R) -> R {
     unsafe { raw::blk_finish_plug(plug.as_mut_ptr()) };
     ret
 }
-
-// A union field needs no drop: a bio is given back by bio_uninit().
-const _: () = assert!(!core::mem::needs_drop::<Target>());

@@ -31,9 +31,11 @@ use crate::{
         sealed::State,
         Direction,
         Done,
+        FileOp,
         Inner,
         Joined,
         Mapped,
+        Mode,
         Owner,
         Retry, //
     },
@@ -79,24 +81,6 @@ pub enum DirectIo {
     InMemory,
 }
 
-/// How to do a transfer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mode {
-    /// Past the page cache.
-    pub direct: bool,
-    /// Rather give the request back than wait.
-    pub nowait: bool,
-    /// What is written is durable when the request is done.
-    pub durable: bool,
-}
-
-/// The part of a request's memory that file I/O uses.
-pub(crate) struct FileOp {
-    iocb: raw::kiocb,
-    iter: raw::iov_iter,
-    mode: Mode,
-}
-
 /// An open file. Dropping it closes it, which may sleep.
 ///
 /// # Invariants
@@ -108,6 +92,12 @@ pub struct File(NonNull<raw::file>);
 unsafe impl Send for File {}
 // SAFETY: The functions called take the locks they need.
 unsafe impl Sync for File {}
+
+/// Whoever has sent a request that may go to a file.
+pub trait OnFile: Owner {
+    /// The file that may be read and written for it, which its data keep open. Any context.
+    fn file(&self) -> Option<&File>;
+}
 
 impl File {
     /// Opens `path`, seen from the init process's root directory. May sleep.
@@ -273,8 +263,8 @@ impl File {
     /// Submits a read or write of what has not been transferred yet; `position` is that of the first
     /// request's first byte in the file. Task context; may sleep, with `mode.nowait` only briefly.
     ///
-    /// Requests the first of which does not keep this file open ([`Owner::file`]) are done with `EBADF`.
-    pub fn submit<T: Owner>(&self, io: Joined<T>, position: u64, mode: Mode) {
+    /// Requests the first of which does not keep this file open ([`OnFile::file`]) are done with `EBADF`.
+    pub fn submit<T: OnFile>(&self, io: Joined<T>, position: u64, mode: Mode) {
         if !io.data().file().is_some_and(|file| ptr::eq(file, self)) {
             return io.refuse();
         }

@@ -14,27 +14,33 @@ use kernel::{
     workqueue::{DelayedWork, Queue, WorkItem},
 };
 use xen_bindings::{
-    grants::Grants,
+    grants::{
+        stage::Builder,
+        Grants, //
+    },
     request::{
         list::{
             DoneList,
             List, //
         },
         memory::Memory,
-        Builder,
         Direction,
         Done,
         Joined,
         Mapped,
+        Mode,
         Owner,
         Retry,
         Staged, //
     },
     storage::{
-        bdev::BlockDevice,
+        bdev::{
+            BlockDevice,
+            OnDevice, //
+        },
         file::{
             File,
-            Mode, //
+            OnFile, //
         }, //
     },
     work::{
@@ -54,18 +60,22 @@ struct Data {
     file: Arc<File>,
 }
 
-impl Owner for Data {
+impl OnDevice for Data {
     fn device(&self) -> Option<&BlockDevice> {
         return self.device.lock().as_ref(); //~ E0515
         None
     }
+}
 
+impl OnFile for Data {
     fn file(&self) -> Option<&File> {
         let file = self.file.clone();
         return Some(&file); //~ E0515
         Some(&self.file)
     }
+}
 
+impl Owner for Data {
     fn complete(done: Done<Self>) {}
     fn retry(io: Joined<Self>, why: Retry) {}
     fn run(io: Joined<Self>) {}

@@ -22,6 +22,12 @@ pub const SECTOR_SIZE: u32 = 512;
 /// Number of sectors in one page; `first_sect` and `last_sect` of a segment stay below it.
 pub const SECTORS_PER_PAGE: u8 = 8;
 
+/// Size of a [`RawSlot`](crate::RawSlot) in 32-bit words: the largest request of all layouts.
+pub const SLOT_WORDS: usize = 28;
+
+/// Number of 32-bit words of a response that hold its fields, in every layout.
+pub const RESPONSE_WORDS: usize = 3;
+
 /// Bytes of a shared ring in front of its first slot (`offsetof(struct blkif_sring, ring)`).
 ///
 /// They hold, as `u32` each, `req_prod`, `req_event`, `rsp_prod` and `rsp_event` in this order

@@ -159,6 +159,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod disk;
 pub mod moderation;
 pub mod node;
 pub mod persistent;
@@ -173,13 +174,15 @@ pub use crate::{
         Abi,
         UnknownProtocol, //
     },
+    disk::{
+        Direction,
+        DiscardOffer,
+        Disk, //
+    },
     moderation::Moderation,
     request::{
         parse,
-        Direction,
         Discard,
-        DiscardOffer,
-        Disk,
         Parsed,
         Request, //
     },

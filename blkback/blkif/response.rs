@@ -4,9 +4,9 @@
 
 use core::fmt;
 
-use crate::{
-    abi::operation_name,
-    ring::RESPONSE_WORDS, //
+use crate::abi::{
+    operation_name,
+    RESPONSE_WORDS, //
 };
 
 /// The result of a request as the frontend gets to see it (`BLKIF_RSP_*`).

@@ -23,15 +23,13 @@
 use core::fmt;
 
 use crate::{
-    abi::Abi,
+    abi::{
+        Abi,
+        RESPONSE_WORDS,
+        SLOT_WORDS, //
+    },
     response::Response, //
 };
-
-/// Size of a [`RawSlot`] in 32-bit words: the largest request of all layouts.
-pub const SLOT_WORDS: usize = 28;
-
-/// Number of 32-bit words of a response that hold its fields, in every layout.
-pub const RESPONSE_WORDS: usize = 3;
 
 /// The memory that frontend and backend share, as the ring logic needs it.
 ///

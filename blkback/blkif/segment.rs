@@ -13,7 +13,7 @@ use crate::{
         SECTORS_PER_PAGE,
         SECTOR_SIZE, //
     },
-    request::{
+    disk::{
         Direction,
         Disk, //
     },

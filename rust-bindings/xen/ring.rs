@@ -6,8 +6,8 @@
 //! [`include/xen/xenbus.h`](srctree/include/xen/xenbus.h)
 
 use blkif::{
-    abi,
-    ring::{
+    abi::{
+        self,
         RESPONSE_WORDS,
         SLOT_WORDS, //
     },

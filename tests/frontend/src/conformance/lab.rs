@@ -622,7 +622,7 @@ impl Lab {
         const FIELDS: [usize; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11];
         let ring = self.ring();
         let size = ring.abi().slot_size();
-        let words: [u32; blkif::ring::SLOT_WORDS] = ring.words(response.index);
+        let words: [u32; blkif::abi::SLOT_WORDS] = ring.words(response.index);
         let found = words.iter().flat_map(|word| word.to_le_bytes());
         let before = request.words().iter().flat_map(|word| word.to_le_bytes());
         let foreign = found

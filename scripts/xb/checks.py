@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import archive, buildroot, failcalls, frontend, fuzz, module, mutate
+from . import archive, buildroot, failcalls, frontend, fuzz, imports, module, mutate
 from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
 
 RUST_DIRS = ("blkback", "rust-bindings")
@@ -23,6 +23,7 @@ UNSAFE_DIR = "rust-bindings"
 # What reaches the kernel's devices from user space, in a test program; and what libFuzzer calls.
 UNSAFE_FILES = ("tests/frontend/src/sys.rs", "tests/fuzz/src/libfuzzer.rs")
 BLKIF = TOP / "blkback/blkif"
+CRATES = [TOP / file for file in ("blkback/blkback.rs", "blkback/blkif/blkif.rs", "rust-bindings/xen_bindings.rs")]
 MISUSE = TOP / "tests/misuse/misuse.rs"
 MARK = re.compile(r"//~ (E\d+)$")
 # Attributes that would turn off what makes people justify unsafe code.
@@ -163,6 +164,21 @@ def safety_comments(to: module.Target | None = None) -> None:
         for start in _unsafe_functions(code):
             if "# Safety" not in _doc_above(text, start):
                 found.append(f"{rel(path)}:{text.count(chr(10), 0, start) + 1}: unsafe fn without a `# Safety` section")
+    if found:
+        raise Fail(_list(found))
+
+
+def one_way(to: module.Target | None = None) -> None:
+    """In no crate of the module an import runs back up: what a file stands on does not know it."""
+    found: list[str] = []
+    for crate in CRATES:
+        others = [other.parent for other in CRATES if other != crate and other.is_relative_to(crate.parent)]
+        code = {path: strip(path.read_text()) for path in _rust_files((rel(crate.parent),))
+                if not any(path.is_relative_to(other) for other in others) and "tests" not in path.parts}
+        known = imports.arrows(crate, code)
+        up = imports.upwards(known)
+        found += [f"{rel(known[room][to])}: imports {to}, which leads back to {room}" for room, to in up]
+        print(f"xb: {rel(crate)}: {len(known)} rooms, {sum(map(len, known.values()))} arrows, {len(up)} back up", flush=True)
     if found:
         raise Fail(_list(found))
 
@@ -342,7 +358,7 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, mutations, uninstall, compiler, reports, cargo,
+WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, one_way, mutations, uninstall, compiler, reports, cargo,
                                   ring_frontend, fuzzing]
 CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, misuse, clippy]
 

@@ -6,16 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+use blkif::node::State;
 use kernel::{
     prelude::*,
     sync::Arc, //
 };
 use xen_bindings::{
     sysfs::Group,
-    xen::{
-        device::State,
-        xenbus, //
-    }, //
+    xen::xenbus, //
 };
 
 use crate::{

@@ -25,7 +25,10 @@
 
 mod loops;
 
-use blkif::node::DiskMode;
+use blkif::node::{
+    DiskMode,
+    Params, //
+};
 use kernel::{
     prelude::*,
     str::CString,
@@ -87,29 +90,6 @@ pub(crate) enum Handover {
     Refused,
 }
 
-/// What the node `params` names.
-enum Params<'a> {
-    Nothing,
-    Absolute(&'a CStr),
-    Relative,
-}
-
-impl<'a> Params<'a> {
-    /// From the value of the node. libxl puts the format before the path when it changes a medium.
-    fn parse(node: &'a CStr) -> Self {
-        let bytes = node.to_bytes_with_nul();
-        let path = bytes
-            .strip_prefix(b"raw:")
-            .filter(|rest| rest.starts_with(b"/") || rest.starts_with(b"\0"))
-            .unwrap_or(bytes);
-        match (path, CStr::from_bytes_with_nul(path)) {
-            ([0, ..], _) => Params::Nothing,
-            ([b'/', ..], Ok(path)) => Params::Absolute(path),
-            _ => Params::Relative,
-        }
-    }
-}
-
 /// A disk that a file is looked for.
 struct Disk<'a> {
     files: &'a Arc<FilesInUse>,
@@ -159,7 +139,7 @@ pub(crate) fn take(files: &Arc<FilesInUse>, binding: &Binding) -> Result<Handove
         drive: is_drive(disk)?,
         again,
     };
-    let found = match Params::parse(params.as_c_str()) {
+    let found = match Params::from_node(params.as_c_str()) {
         Params::Absolute(path) => match Path::lookup(path) {
             Ok(found) if found.is_regular() => Some((path, found)),
             Ok(_) if helper.is_some() => {
@@ -318,7 +298,7 @@ fn made_by_script(disk: &CStr) -> bool {
     let Ok(params) = xenstore::read(disk, c"params") else {
         return false;
     };
-    match Params::parse(params.as_c_str()) {
+    match Params::from_node(params.as_c_str()) {
         Params::Absolute(path) => Path::lookup(path).is_ok_and(|path| path.is_regular()),
         Params::Nothing | Params::Relative => false,
     }
@@ -347,7 +327,7 @@ pub(crate) fn change(
         drive: true,
         again: false,
     };
-    let medium = match Params::parse(params.as_c_str()) {
+    let medium = match Params::from_node(params.as_c_str()) {
         Params::Nothing => Medium::Empty(asked.mode),
         Params::Relative => {
             return Err(Message::new(fmt!(

@@ -18,6 +18,7 @@
 mod connecting;
 mod opening;
 
+use blkif::node::State;
 use kernel::{
     fmt, impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_work,
     prelude::*,
@@ -44,10 +45,7 @@ use xen_bindings::{
         OwnedQueue, //
     },
     xen::{
-        device::{
-            Device,
-            State, //
-        },
+        device::Device,
         xenbus::Binding,
         xenwatch::{
             InXenwatch,

@@ -77,6 +77,50 @@ fn digits(value: &[u8], base: u32) -> Result<u32, Malformed> {
     })
 }
 
+/// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum State {
+    /// No node, or one that cannot be read: the end is gone.
+    Unknown = 0,
+    /// The end has been created and has said nothing yet.
+    Initialising = 1,
+    /// The end has published what it offers, and waits for the other.
+    InitWait = 2,
+    /// The end has published everything, and waits for the other to connect.
+    Initialised = 3,
+    /// The end is ready for I/O.
+    Connected = 4,
+    /// The end wants the connection to be closed.
+    Closing = 5,
+    /// The end has closed the connection.
+    Closed = 6,
+    /// Used for PCI pass-through only.
+    Reconfiguring = 7,
+    /// Used for PCI pass-through only.
+    Reconfigured = 8,
+    /// A number that the protocol does not define.
+    Invalid = u32::MAX,
+}
+
+impl State {
+    /// The state with this number; [`State::Invalid`] for what the protocol does not define.
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Unknown,
+            1 => Self::Initialising,
+            2 => Self::InitWait,
+            3 => Self::Initialised,
+            4 => Self::Connected,
+            5 => Self::Closing,
+            6 => Self::Closed,
+            7 => Self::Reconfiguring,
+            8 => Self::Reconfigured,
+            _ => Self::Invalid,
+        }
+    }
+}
+
 /// How the toolstack lets the guest use the disk (node `mode`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DiskMode {
@@ -110,6 +154,43 @@ impl DiskMode {
             (false, _) => c"r",
             (true, false) => c"w",
             (true, true) => c"w!",
+        }
+    }
+}
+
+/// The medium that the toolstack names (node `params`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Params<'a> {
+    /// None: a drive may be empty.
+    Nothing,
+    /// An absolute path.
+    Absolute(&'a CStr),
+    /// A path relative to a directory that only the toolstack knows, or what is no path at all.
+    Relative,
+}
+
+impl<'a> Params<'a> {
+    /// From the value of the node. libxl puts the format before the path when it changes a medium: `raw:`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use blkif::node::Params;
+    ///
+    /// assert_eq!(Params::from_node(c"raw:/disk"), Params::Absolute(c"/disk"));
+    /// assert_eq!(Params::from_node(c"raw:"), Params::Nothing);
+    /// assert_eq!(Params::from_node(c"raw:disk"), Params::Relative);
+    /// ```
+    pub fn from_node(node: &'a CStr) -> Self {
+        let bytes = node.to_bytes_with_nul();
+        let path = bytes
+            .strip_prefix(b"raw:")
+            .filter(|rest| rest.starts_with(b"/") || rest.starts_with(b"\0"))
+            .unwrap_or(bytes);
+        match (path, CStr::from_bytes_with_nul(path)) {
+            ([0, ..], _) => Params::Nothing,
+            ([b'/', ..], Ok(path)) => Params::Absolute(path),
+            _ => Params::Relative,
         }
     }
 }

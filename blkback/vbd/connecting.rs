@@ -10,8 +10,9 @@
 
 use blkif::{
     abi::MAX_INDIRECT_SEGMENTS,
-    DiscardOffer, //
-    Disk,
+    node::State,
+    DiscardOffer,
+    Disk, //
 };
 use kernel::{
     prelude::*,
@@ -25,7 +26,6 @@ use xen_bindings::{
     clock,
     work::enqueue_delayed,
     xen::{
-        device::State,
         ring::MAX_RING_ORDER,
         xenstore, //
     }, //

@@ -1,60 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices of the xenbus, and the states that their ends publish.
+//! Devices of the xenbus.
 //!
 //! C header: [`include/xen/xenbus.h`](srctree/include/xen/xenbus.h)
 
 use core::ptr::NonNull;
+
+use blkif::node::State;
 use kernel::prelude::*;
 
 use crate::{
     raw,
     xen::xenstore, //
 };
-
-/// State of one end of a device (`enum xenbus_state`, xen/include/public/io/xenbus.h).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum State {
-    /// No node, or one that cannot be read: the end is gone.
-    Unknown = 0,
-    /// The end has been created and has said nothing yet.
-    Initialising = 1,
-    /// The end has published what it offers, and waits for the other.
-    InitWait = 2,
-    /// The end has published everything, and waits for the other to connect.
-    Initialised = 3,
-    /// The end is ready for I/O.
-    Connected = 4,
-    /// The end wants the connection to be closed.
-    Closing = 5,
-    /// The end has closed the connection.
-    Closed = 6,
-    /// Used for PCI pass-through only.
-    Reconfiguring = 7,
-    /// Used for PCI pass-through only.
-    Reconfigured = 8,
-    /// A number that the protocol does not define.
-    Invalid = u32::MAX,
-}
-
-impl State {
-    /// The state with this number; [`State::Invalid`] for what the protocol does not define.
-    pub fn from_number(number: u32) -> Self {
-        match number {
-            0 => Self::Unknown,
-            1 => Self::Initialising,
-            2 => Self::InitWait,
-            3 => Self::Initialised,
-            4 => Self::Connected,
-            5 => Self::Closing,
-            6 => Self::Closed,
-            7 => Self::Reconfiguring,
-            8 => Self::Reconfigured,
-            _ => Self::Invalid,
-        }
-    }
-}
 
 /// A counted reference to a `struct xenbus_device`.
 ///

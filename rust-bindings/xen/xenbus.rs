@@ -12,6 +12,7 @@
 //! Hence a [`Watch`](crate::xen::xenwatch::Watch) must not be dropped there, and it is that thread that unbinds a driver at
 //! the administrator's request.
 
+use blkif::node::State;
 use core::{
     marker::PhantomPinned,
     ptr::NonNull, //
@@ -47,10 +48,7 @@ use crate::{
     },
     xen::{
         bind::Files,
-        device::{
-            Device,
-            State, //
-        },
+        device::Device,
         xenstore::Transaction,
         xenwatch::InXenwatch, //
     }, //

@@ -6,8 +6,15 @@ use blkif::node::{
     device_numbers,
     number,
     DiskMode,
-    Malformed, //
+    Malformed,
+    Params,
+    State, //
 };
+use std::ffi::{
+    CStr,
+    CString, //
+};
+
 use proptest::prelude::*;
 
 #[test]
@@ -109,6 +116,49 @@ proptest! {
             let text = String::from_utf8(value).unwrap();
             let significant = text.trim_start_matches('0');
             prop_assert_eq!(if significant.is_empty() { "0" } else { significant }, found.to_string());
+        }
+    }
+}
+
+#[test]
+fn states() {
+    for number in 0..=8 {
+        assert_eq!(State::from_number(number) as u32, number);
+    }
+    for number in [9, 256, u32::MAX] {
+        assert_eq!(State::from_number(number), State::Invalid);
+    }
+}
+
+#[test]
+fn params() {
+    for (node, expected) in [
+        (c"", Params::Nothing),
+        (c"raw:", Params::Nothing),
+        (c"/disk", Params::Absolute(c"/disk")),
+        (c"raw:/disk", Params::Absolute(c"/disk")),
+        (c"/raw:/disk", Params::Absolute(c"/raw:/disk")),
+        (c"disk", Params::Relative),
+        // The file of this name, and not one of the name behind the colon.
+        (c"raw:disk", Params::Relative),
+        (c"qcow2:/disk", Params::Relative),
+        (c"raw:raw:/disk", Params::Relative),
+        (c" /disk", Params::Relative),
+    ] {
+        assert_eq!(Params::from_node(node), expected, "{node:?}");
+    }
+}
+
+proptest! {
+    /// A path is the end of the node, as it is written there.
+    #[test]
+    fn params_are_not_changed(bytes in proptest::collection::vec(1..=255u8, 0..40)) {
+        let node = CString::new(bytes).unwrap();
+        let rest = |path: &CStr| node.to_bytes().ends_with(path.to_bytes());
+        match Params::from_node(&node) {
+            Params::Absolute(path) => prop_assert!(rest(path) && path.to_bytes().starts_with(b"/")),
+            Params::Nothing => prop_assert!(matches!(node.to_bytes(), b"" | b"raw:")),
+            Params::Relative => prop_assert!(!node.to_bytes().starts_with(b"/")),
         }
     }
 }

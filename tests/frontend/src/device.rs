@@ -5,44 +5,12 @@
 use std::time::{Duration, Instant};
 
 use blkif::abi::Abi;
+pub use blkif::node::State;
 use serde_json::{json, Value};
 
 use crate::error::{fail, Error, Result};
 use crate::ring::Ring;
 use crate::xenstore::Store;
-
-/// `enum xenbus_state`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// Not started, or starting anew.
-    Initialising = 1,
-    /// The backend waits for the frontend's nodes.
-    InitWait = 2,
-    /// The frontend's nodes are there.
-    Initialised = 3,
-    /// Requests are served.
-    Connected = 4,
-    /// About to end.
-    Closing = 5,
-    /// Ended.
-    Closed = 6,
-}
-
-impl State {
-    const ALL: [State; 6] = [
-        State::Initialising,
-        State::InitWait,
-        State::Initialised,
-        State::Connected,
-        State::Closing,
-        State::Closed,
-    ];
-
-    fn from_number(number: u8) -> Option<State> {
-        State::ALL.into_iter().find(|state| *state as u8 == number)
-    }
-}
 
 /// How to connect.
 #[derive(Clone, Copy, Debug)]
@@ -178,14 +146,17 @@ impl Device {
 
     /// Publishes the state of this end.
     pub fn set(&mut self, state: State) -> Result<()> {
-        self.store
-            .write(&format!("{}/state", self.front), &(state as u8).to_string())
+        self.store.write(
+            &format!("{}/state", self.front),
+            &(state as u32).to_string(),
+        )
     }
 
     /// The backend's state, `None` if there is none that makes sense.
     pub fn backend_state(&mut self) -> Result<Option<State>> {
-        let number = self.store.number::<u8>(&format!("{}/state", self.back))?;
-        Ok(number.and_then(State::from_number))
+        let number = self.store.number::<u32>(&format!("{}/state", self.back))?;
+        let state = number.map(State::from_number);
+        Ok(state.filter(|state| !matches!(state, State::Unknown | State::Invalid)))
     }
 
     /// Waits for one of the states `wanted`; fails at once in a state of `wrong`.
@@ -194,7 +165,7 @@ impl Device {
         loop {
             let state = self.backend_state()?;
             let name = state.map_or("missing or unknown".to_owned(), |state| {
-                format!("{} ({state:?})", state as u8)
+                format!("{} ({state:?})", state as u32)
             });
             match state {
                 Some(state) if wanted.contains(&state) => return Ok(()),
@@ -239,8 +210,8 @@ impl Device {
     pub fn reset(&mut self) -> Result<()> {
         let own = self
             .store
-            .number::<u8>(&format!("{}/state", self.front))?
-            .and_then(State::from_number);
+            .number::<u32>(&format!("{}/state", self.front))?
+            .map(State::from_number);
         let fresh = own == Some(State::Initialising)
             && matches!(
                 self.backend_state()?,

@@ -52,8 +52,16 @@ const BLOCKING_AT_ONCE: u32 = 128;
 pub(crate) struct Refusal {
     pub(crate) error: Error,
     pub(crate) what: Message,
+    pub(crate) cause: Cause,
+}
+
+/// Whose fault it is that there is no connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    /// What the frontend has set up cannot be used, or memory is short.
+    Setup,
     /// An event channel could not be bound. Somebody else may have it still.
-    pub(crate) event_channel: bool,
+    EventChannel,
 }
 
 /// What a frontend has been offered before it publishes its side.
@@ -118,7 +126,7 @@ impl Connection {
         stats: &Arc<Stats>,
         dev: &Device,
         frontend: &CStr,
-    ) -> core::result::Result<Self, Refusal> {
+    ) -> Result<Self, Refusal> {
         let abi = abi(frontend)?;
         let queues = within(frontend, c"multi-queue-num-queues", 1..=offer.queues)?;
         let ring_order = within(frontend, c"ring-page-order", 0..=offer.ring_order)?;
@@ -247,13 +255,13 @@ fn add<T>(to: &mut KVec<T>, element: T) {
 }
 
 /// A ring, and its event channel if it could be bound.
-type NewRing = (Arc<Ring>, core::result::Result<EventChannel<Ring>, Refusal>);
+type NewRing = (Arc<Ring>, Result<EventChannel<Ring>, Refusal>);
 
 fn refusal(error: Error, what: fmt::Arguments<'_>) -> Refusal {
     Refusal {
         error,
         what: Message::new(what),
-        event_channel: false,
+        cause: Cause::Setup,
     }
 }
 
@@ -276,7 +284,7 @@ fn new_ring(
     connection: &Connection,
     queue: Option<u32>,
     ring_order: Option<u32>,
-) -> core::result::Result<NewRing, Refusal> {
+) -> Result<NewRing, Refusal> {
     let own;
     let directory = match queue {
         None => frontend,
@@ -316,7 +324,7 @@ fn new_ring(
                 Err(err) => Err(bogus(directory, err)),
             },
             Err(err) => Err(Refusal {
-                event_channel: true,
+                cause: Cause::EventChannel,
                 ..refusal(err, fmt!("binding {}/event-channel {}", directory, port))
             }),
         }
@@ -325,7 +333,7 @@ fn new_ring(
 }
 
 /// Makes the ring's thread, whose name in ps(1) says whose it is: `3-51712.0`.
-fn prepare(dev: &Device, ring: &Arc<Ring>) -> core::result::Result<(), Refusal> {
+fn prepare(dev: &Device, ring: &Arc<Ring>) -> Result<(), Refusal> {
     let device = dev.name().to_bytes_with_nul();
     let device = device.strip_prefix(b"vbd-").unwrap_or(device);
     CString::try_from_fmt(fmt!(
@@ -338,7 +346,7 @@ fn prepare(dev: &Device, ring: &Arc<Ring>) -> core::result::Result<(), Refusal> 
 }
 
 /// The layout that the frontend says its requests have.
-fn abi(frontend: &CStr) -> core::result::Result<Abi, Refusal> {
+fn abi(frontend: &CStr) -> Result<Abi, Refusal> {
     let node = xenstore::read_optional(frontend, c"protocol")
         .map_err(|err| refusal(err, fmt!("reading {}/protocol", frontend)))?;
     Abi::from_node(node.as_ref().map(|value| value.as_bytes())).map_err(|_| {
@@ -350,7 +358,7 @@ fn abi(frontend: &CStr) -> core::result::Result<Abi, Refusal> {
 }
 
 /// Reads a number that has to be there.
-fn number(frontend: &CStr, node: &CStr) -> core::result::Result<u32, Refusal> {
+fn number(frontend: &CStr, node: &CStr) -> Result<u32, Refusal> {
     xenstore::read(frontend, node)
         .and_then(|value| value.number())
         .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))
@@ -368,7 +376,7 @@ fn within(
     frontend: &CStr,
     node: &CStr,
     range: RangeInclusive<u32>,
-) -> core::result::Result<Option<u32>, Refusal> {
+) -> Result<Option<u32>, Refusal> {
     let value = xenstore::read_optional(frontend, node)
         .and_then(|value| value.map(|value| value.number()).transpose())
         .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))?;
@@ -391,11 +399,7 @@ fn within(
 /// Maps the ring whose grants are named in `directory`. A ring of one page may be in either node:
 /// without an order in that for one page, which a frontend before this one may have left beside the
 /// other, and the reverse.
-fn map_ring(
-    dev: &Device,
-    directory: &CStr,
-    order: Option<u32>,
-) -> core::result::Result<RingMemory, Refusal> {
+fn map_ring(dev: &Device, directory: &CStr, order: Option<u32>) -> Result<RingMemory, Refusal> {
     let mut grefs = [0; MAX_RING_PAGES];
     let pages = 1usize.wrapping_shl(order.unwrap_or(0));
     let Some(grefs) = grefs.get_mut(..pages) else {

@@ -60,6 +60,7 @@ use crate::{
             Backing,
             Claim,
             FilesInUse,
+            Unclaimed,
             Use, //
         },
         FileMedium,
@@ -252,7 +253,7 @@ pub(crate) fn behind(
     binding: &Binding,
     (major, minor): (u32, u32),
     mode: DiskMode,
-) -> core::result::Result<Behind, Message> {
+) -> Result<Behind, Message> {
     let disk = binding.device().nodename();
     let Some(device) = LoopDevice::find(major, minor) else {
         return Ok(Behind::Nothing);
@@ -314,7 +315,7 @@ pub(crate) fn change(
     files: &Arc<FilesInUse>,
     binding: &Binding,
     now: &Medium,
-) -> core::result::Result<Option<Medium>, Message> {
+) -> Result<Option<Medium>, Message> {
     let disk = binding.device().nodename();
     let node = |name| xenstore::read_optional(disk, name).map_err(unread);
     let (Some(params), Some(mode)) = (node(c"params")?, node(c"mode")?) else {
@@ -387,7 +388,7 @@ impl Disk<'_> {
         path: &CStr,
         file: Path,
         device: Option<&LoopDevice>,
-    ) -> core::result::Result<Medium, Message> {
+    ) -> Result<Medium, Message> {
         if file.size() == 0 {
             if self.drive {
                 // What libxl puts into a drive that is to be empty.
@@ -413,7 +414,7 @@ impl Disk<'_> {
         path: &CStr,
         file: Path,
         device: Option<&LoopDevice>,
-    ) -> core::result::Result<FileMedium, Message> {
+    ) -> Result<FileMedium, Message> {
         let claim = self.claim(path, &file, self.use_of(0..u64::MAX, true, device))?;
         let access = if self.mode.writable {
             Access::Write
@@ -443,26 +444,28 @@ impl Disk<'_> {
     }
 
     /// Claims a file for the disk. Waits a moment for who has it still.
-    fn claim(&self, path: &CStr, file: &Path, how: Use) -> core::result::Result<Claim, Message> {
+    fn claim(&self, path: &CStr, file: &Path, how: Use) -> Result<Claim, Message> {
         let mut looks = 0;
         loop {
             match self.files.claim(file, how.clone()) {
-                Ok(Ok(claim)) => return Ok(claim),
-                Ok(Err(_)) if looks < LOOKS && !self.binding.is_over() => fsleep(PAUSE),
-                Ok(Err(other)) => {
+                Ok(claim) => return Ok(claim),
+                Err(Unclaimed::InUse { .. }) if looks < LOOKS && !self.binding.is_over() => {
+                    fsleep(PAUSE);
+                }
+                Err(Unclaimed::InUse { domid, mode }) => {
                     return Err(Message::new(fmt!(
                         "{}: already in use by guest {} for {}; only readers can share a file (mode 'w!' \
                          shares it all the same)",
                         path,
-                        other.domid,
-                        if other.mode.writable {
+                        domid,
+                        if mode.writable {
                             "writing"
                         } else {
                             "reading"
                         },
                     )));
                 }
-                Err(err) => return Err(refuse(path, err, "the guest")),
+                Err(Unclaimed::Failed(err)) => return Err(refuse(path, err.into(), "the guest")),
             }
             looks = looks.wrapping_add(1);
         }
@@ -470,12 +473,7 @@ impl Disk<'_> {
 
     /// Refuses a file that the disk has claimed if somebody in this domain has it in a way that excludes the guest.
     /// Waits a moment for them to let go.
-    fn see_to_others(
-        &self,
-        path: &CStr,
-        file: &Path,
-        claim: &Claim,
-    ) -> core::result::Result<(), Message> {
+    fn see_to_others(&self, path: &CStr, file: &Path, claim: &Claim) -> Result<(), Message> {
         if self.mode.shared {
             return Ok(());
         }

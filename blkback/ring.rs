@@ -384,7 +384,7 @@ impl Ring {
     /// # Errors
     ///
     /// As [`BackRing::attach`].
-    pub(crate) fn attach(&self, abi: Abi) -> core::result::Result<(), RingError> {
+    pub(crate) fn attach(&self, abi: Abi) -> Result<(), RingError> {
         let mut state = self.state.lock();
         if let Some(memory) = &state.memory {
             state.back = BackRing::attach(memory, abi, memory.bytes())?;

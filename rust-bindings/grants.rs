@@ -365,7 +365,7 @@ impl Grants {
         &mut self,
         staged: &mut List<Staged<T>>,
         no_room: &mut List<Staged<T>>,
-        mut then: impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
+        mut then: impl FnMut(Result<Mapped<T>, Done<T>>),
     ) {
         // Requests all of whose operations are in the batch, or have been done.
         let mut whole = List::new();
@@ -436,7 +436,7 @@ impl Grants {
         &mut self,
         whole: &mut List<Staged<T>>,
         no_room: &mut List<Staged<T>>,
-        then: &mut impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
+        then: &mut impl FnMut(Result<Mapped<T>, Done<T>>),
     ) {
         while let Some(request) = whole.pop() {
             match request.mapped() {
@@ -452,7 +452,7 @@ impl Grants {
         &mut self,
         mut request: Staged<T>,
         no_room: &mut List<Staged<T>>,
-        then: &mut impl FnMut(core::result::Result<Mapped<T>, Done<T>>),
+        then: &mut impl FnMut(Result<Mapped<T>, Done<T>>),
     ) {
         if !request.waits_for_room() {
             return then(Err(request.failed(EFAULT)));

@@ -531,7 +531,7 @@ impl<T: Owner> Staged<T> {
     }
 
     /// The next state, if all slots have been mapped.
-    pub(crate) fn mapped(self) -> core::result::Result<Mapped<T>, Self> {
+    pub(crate) fn mapped(self) -> Result<Mapped<T>, Self> {
         if self.0.slots().iter().all(Slot::is_ready) {
             // INVARIANT: Just checked; `add` has checked the vectors.
             Ok(Mapped::from_inner(self.into_inner()))

@@ -92,10 +92,7 @@ pub trait OnQueue {
 /// # Errors
 ///
 /// Gives it back if it is queued already, or waits for its time.
-pub fn enqueue_delayed<T, const ID: u64>(
-    item: Arc<T>,
-    delay: Jiffies,
-) -> core::result::Result<(), Arc<T>>
+pub fn enqueue_delayed<T, const ID: u64>(item: Arc<T>, delay: Jiffies) -> Result<(), Arc<T>>
 where
     T: OnQueue + HasDelayedWork<T, ID> + WorkItem<ID, Pointer = Arc<T>> + Send + Sync + 'static,
 {

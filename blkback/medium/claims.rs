@@ -14,6 +14,7 @@ use core::ops::Range;
 
 use blkif::node::DiskMode;
 use kernel::{
+    alloc::AllocError,
     new_mutex,
     prelude::*,
     str::CString,
@@ -68,10 +69,18 @@ impl User {
     }
 }
 
-/// Somebody whose use of a file excludes ours.
-pub(crate) struct Other {
-    pub(crate) domid: u16,
-    pub(crate) mode: DiskMode,
+/// Why a file cannot be claimed.
+pub(crate) enum Unclaimed {
+    /// The use of a disk of this domain excludes ours.
+    InUse { domid: u16, mode: DiskMode },
+    /// There is no memory for it.
+    Failed(AllocError),
+}
+
+impl From<AllocError> for Unclaimed {
+    fn from(err: AllocError) -> Self {
+        Self::Failed(err)
+    }
 }
 
 /// The files that disks are on.
@@ -132,11 +141,7 @@ impl FilesInUse {
 
     /// Registers a use of the file at `path`, unless another virtual machine uses it in a way that excludes it:
     /// one writer, or any number of readers. To be done before it is opened. May sleep.
-    pub(crate) fn claim(
-        self: &Arc<Self>,
-        path: &Path,
-        how: Use,
-    ) -> Result<core::result::Result<Claim, Other>> {
+    pub(crate) fn claim(self: &Arc<Self>, path: &Path, how: Use) -> Result<Claim, Unclaimed> {
         let file = path.identity();
         let vm = vm_of(how.domid);
         let mut users = self.users.lock();
@@ -147,10 +152,10 @@ impl FilesInUse {
                 && !user.same_vm(how.domid, &vm)
         });
         if let Some(user) = other {
-            return Ok(Err(Other {
+            return Err(Unclaimed::InUse {
                 domid: user.how.domid,
                 mode: user.how.mode,
-            }));
+            });
         }
         let number = users.next_claim;
         let mut user = KBox::new(
@@ -166,10 +171,10 @@ impl FilesInUse {
         user.next = users.first.take();
         users.next_claim = number.wrapping_add(1);
         users.first = Some(user);
-        Ok(Ok(Claim {
+        Ok(Claim {
             files: self.clone(),
             number,
-        }))
+        })
     }
 }
 

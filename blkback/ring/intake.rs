@@ -289,7 +289,7 @@ impl Ring {
         spares: &mut Spares<Pending>,
         copier: &mut Option<Copier>,
         grants: &mut Grants,
-    ) -> core::result::Result<Staged<Pending>, Unstaged> {
+    ) -> Result<Staged<Pending>, Unstaged> {
         let (pending, pieces) = Pending::new(self.clone(), parsed, now);
         let memory = spares.take(pieces.count())?;
         let direction = pending.direction();
@@ -308,7 +308,7 @@ impl Ring {
         builder: &mut Builder<'_, Pending>,
         pieces: &Pieces<'_>,
         copier: &mut Option<Copier>,
-    ) -> core::result::Result<(), Unstaged> {
+    ) -> Result<(), Unstaged> {
         let indirect = match pieces {
             Pieces::None => return Ok(()),
             Pieces::Slot(transfer) => {

@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     connection::{
+        Cause,
         Connection,
         Offer, //
     },
@@ -169,7 +170,7 @@ impl Vbd {
             &self.frontend,
         ) {
             Ok(connection) => connection,
-            Err(refusal) if refusal.event_channel && inner.former.is_some() => {
+            Err(refusal) if refusal.cause == Cause::EventChannel && inner.former.is_some() => {
                 if inner.former == Some(0) {
                     pr_info!(
                         "{}: waits for the requests of the driver that had it before\n",

@@ -210,10 +210,7 @@ impl Copies {
 
     /// Has all operations done; `then` is told of each with the error of the grant table, if there was one. May sleep.
     #[inline]
-    pub(crate) fn flush(
-        &mut self,
-        mut then: impl FnMut(&mut NonNull<Slot>, core::result::Result<(), i16>),
-    ) {
+    pub(crate) fn flush(&mut self, mut then: impl FnMut(&mut NonNull<Slot>, Result<(), i16>)) {
         if self.ops.is_empty() {
             return;
         }

@@ -105,10 +105,7 @@ impl Maps {
     /// Has all operations done; `then` is told of each with the handle of the mapping, or with the error of
     /// the grant table. May sleep.
     #[inline]
-    pub(crate) fn flush(
-        &mut self,
-        mut then: impl FnMut(&mut NonNull<Slot>, core::result::Result<u32, i16>),
-    ) {
+    pub(crate) fn flush(&mut self, mut then: impl FnMut(&mut NonNull<Slot>, Result<u32, i16>)) {
         if self.ops.is_empty() {
             return;
         }
@@ -150,7 +147,7 @@ impl Maps {
         &self,
         gref: u32,
         page: NonNull<raw::page>,
-    ) -> core::result::Result<u32, Option<NonNull<raw::page>>> {
+    ) -> Result<u32, Option<NonNull<raw::page>>> {
         // SAFETY: By the caller's guarantee.
         let mut op = unsafe { self.operation(gref, page, false) };
         let mut pages = [page.as_ptr()];

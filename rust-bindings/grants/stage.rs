@@ -67,8 +67,8 @@ impl<T: Owner> Staged<T> {
         data: T,
         direction: Direction,
         grants: &mut Grants,
-        fill: impl FnOnce(&mut Builder<'_, T>) -> core::result::Result<(), E>,
-    ) -> core::result::Result<Self, (E, Memory<T>, T)> {
+        fill: impl FnOnce(&mut Builder<'_, T>) -> Result<(), E>,
+    ) -> Result<Self, (E, Memory<T>, T)> {
         let mut request = Self::empty(memory, data, direction, grants.id());
         let mut builder = Builder {
             request: &mut request,

@@ -86,7 +86,7 @@ impl<T: Owner> Joined<T> {
     ///
     /// [`INLINE_SEGMENTS`]: crate::request::INLINE_SEGMENTS
     /// [`MAX_SEGMENTS`]: crate::request::MAX_SEGMENTS
-    pub fn join(&mut self, next: Mapped<T>) -> core::result::Result<(), Mapped<T>> {
+    pub fn join(&mut self, next: Mapped<T>) -> Result<(), Mapped<T>> {
         let inner = &mut **self.0;
         let count = inner.joined_count() as usize;
         let (_, vecs, room) = inner.segments_mut();

@@ -2,7 +2,9 @@
 
 //! Values of xenstore nodes.
 
-use blkif::node::{device_numbers, number, DiskMode};
+use std::ffi::{CStr, CString};
+
+use blkif::node::{device_numbers, number, DiskMode, Params};
 use blkif::Abi;
 
 /// Any value, for all parsers.
@@ -47,9 +49,28 @@ pub fn run(data: &[u8]) {
     assert_eq!(shown.writable, mode.writable);
     assert_eq!(shown.shared, mode.shared && mode.writable);
 
+    if let Ok(node) = CString::new(data) {
+        assert_eq!(Params::from_node(&node), medium(&node));
+    }
+
     assert_eq!(Abi::from_node(Some(data)).ok(), protocol(data));
     if let Ok(abi) = Abi::from_node(Some(data)) {
         assert_eq!(Abi::from_node(Some(abi.name().as_bytes())), Ok(abi));
+    }
+}
+
+/// A path without the format that may stand before it, if what is left is one, or nothing.
+fn medium(node: &CStr) -> Params<'_> {
+    let start = match node.to_bytes() {
+        b"raw:" => return Params::Nothing,
+        [b'r', b'a', b'w', b':', b'/', ..] => 4,
+        _ => 0,
+    };
+    let path = CStr::from_bytes_with_nul(&node.to_bytes_with_nul()[start..]).unwrap();
+    match path.to_bytes().first() {
+        None => Params::Nothing,
+        Some(b'/') => Params::Absolute(path),
+        Some(_) => Params::Relative,
     }
 }
 
@@ -88,6 +109,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "fd:1f",
         "7:a",
         "ffffffff:100000000",
+        "raw:/disk",
+        "raw:",
         "r",
         "w",
         "w!",

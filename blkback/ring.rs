@@ -207,14 +207,15 @@ impl View {
         self.persistent
             .store(state.grants.persistent() as u32, Relaxed);
         self.target.store(state.moderation.target(), Relaxed);
-        let waits = match state.shortage {
+        let waits = match state.parked.missing() {
             Some(Shortage::Memory) => WAITS_FOR_MEMORY,
             Some(Shortage::Mappings) => WAITS_FOR_MAPPINGS,
             None if !state.no_room.is_empty() => WAITS_FOR_ROOM,
             None => 0,
         };
         self.waits.store(waits, Relaxed);
-        self.barrier.store(state.barrier.is_some(), Relaxed);
+        let barrier = matches!(state.parked, Parked::Barrier(..));
+        self.barrier.store(barrier, Relaxed);
         self.broken.store(state.broken, Relaxed);
     }
 }
@@ -242,18 +243,37 @@ struct State {
     copier: Option<Copier>,
     /// Where requests are copied to from the ring.
     slot: RawSlot,
-    /// A request taken from the ring that has to wait, as does a barrier in `barrier`, for this.
-    starved: Option<RawSlot>,
-    shortage: Option<Shortage>,
+    parked: Parked,
     /// Requests that Xen had no room to map.
     no_room: List<Staged<Pending>>,
-    /// A barrier taken from the ring that has to wait for all other requests of the disk.
-    barrier: Option<RawSlot>,
     seen: Seen,
     /// Requests that are done, but whose pages somebody still holds.
     held: List<Done<Pending>>,
     /// The frontend has broken the ring; nothing more is taken from it.
     broken: bool,
+}
+
+/// A request taken from the ring that has to wait: none is taken behind it.
+enum Parked {
+    Nothing,
+    /// Until there is what it is short of.
+    Short(RawSlot, Shortage),
+    /// A barrier: until all other requests of the disk have been answered, and there is what it was short of then.
+    Barrier(RawSlot, Option<Shortage>),
+}
+
+impl Parked {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+
+    fn missing(&self) -> Option<Shortage> {
+        match self {
+            Self::Nothing => None,
+            Self::Short(_, missing) => Some(*missing),
+            Self::Barrier(_, missing) => *missing,
+        }
+    }
 }
 
 /// What is missing for a request.
@@ -313,10 +333,8 @@ impl Ring {
             spares: Spares::new()?,
             copier: None,
             slot: RawSlot::new(),
-            starved: None,
-            shortage: None,
+            parked: Parked::Nothing,
             no_room: List::new(),
-            barrier: None,
             seen: Seen::new(),
             held: List::new(),
             broken: false,
@@ -551,7 +569,8 @@ impl Ring {
             self.stats.add(&mut state.counts);
         }
         if self.gate.is_closed() {
-            if state.back.outstanding() == u32::from(state.barrier.is_some()) {
+            let own = u32::from(matches!(state.parked, Parked::Barrier(..)));
+            if state.back.outstanding() == own {
                 self.gate.quiet(self.number, &mut state.seen);
             }
         }
@@ -570,7 +589,7 @@ impl Ring {
         }
         self.view.update(&state);
         let held = (!state.held.is_empty()).then_some(HELD_PAUSE);
-        let short = match state.shortage {
+        let short = match state.parked.missing() {
             // Nobody tells when Xen has room again.
             _ if !state.no_room.is_empty() => true,
             // What is in flight brings memory when it is done.
@@ -590,8 +609,7 @@ impl Ring {
         let State {
             memory: Some(memory),
             back,
-            starved,
-            barrier,
+            parked,
             no_room,
             ..
         } = state
@@ -601,15 +619,12 @@ impl Ring {
         if !no_room.is_empty() {
             return !self.done.is_empty();
         }
-        starved.is_some()
-            || barrier.is_some()
-            || !self.done.is_empty()
-            || back.has_requests(memory).unwrap_or(true)
+        !parked.is_empty() || !self.done.is_empty() || back.has_requests(memory).unwrap_or(true)
     }
 
     /// Returns memory and persistent grants that the ring can do without.
     fn keep_house(self: &Arc<Self>, state: &mut State) {
-        let waiting = u32::from(state.starved.is_some() || state.barrier.is_some());
+        let waiting = u32::from(!state.parked.is_empty());
         let idle = state.back.outstanding() == waiting;
         let State { grants, spares, .. } = state;
         grants.purge();
@@ -775,7 +790,7 @@ impl Ring {
 impl State {
     /// Does a request that has been taken hold up those behind it?
     fn is_held_up(&self) -> bool {
-        self.starved.is_some() || self.barrier.is_some() || !self.no_room.is_empty()
+        !self.parked.is_empty() || !self.no_room.is_empty()
     }
 }
 

@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 use blkif::{
+    BackRing,
     Parsed,
+    RawSlot,
     Reject,
     Rejected,
     Request,
@@ -42,6 +44,7 @@ use super::{
         Pending,
         Pieces, //
     },
+    Parked,
     Ring,
     Shortage,
     State, //
@@ -56,6 +59,30 @@ use crate::{
 /// hold at a time, the two sides would wait for each other in turn. Documentation/benchmarks/README.md
 /// has figures.
 const BATCH: u32 = 4;
+
+/// How a request comes to be tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    /// It has just been taken from the ring.
+    New,
+    /// It has waited for this.
+    Again(Shortage),
+    /// It is a barrier, and all else has been answered; it may have waited for this, too.
+    Alone(Option<Shortage>),
+    /// It is not its turn.
+    NotYet,
+}
+
+impl Turn {
+    /// What was missing for it when it was tried last.
+    fn missing(self) -> Option<Shortage> {
+        match self {
+            Turn::New | Turn::NotYet => None,
+            Turn::Again(missing) => Some(missing),
+            Turn::Alone(missing) => missing,
+        }
+    }
+}
 
 /// Why a request cannot be put together.
 enum Unstaged {
@@ -78,14 +105,13 @@ impl From<Reject> for Unstaged {
 }
 
 impl Ring {
-    /// Takes requests from the ring and submits them. Whether there were any.
+    /// Takes requests from the ring and submits them. Returns whether there were any.
     pub(super) fn take(self: &Arc<Self>, state: &mut State) -> bool {
         if !state.no_room.is_empty() {
             return false;
         }
-        let stopping = self.stopping.load(Relaxed);
-        // One that is closed from here on waits for what is taken now.
-        let closed = self.gate.is_closed();
+        // A gate that is closed from here on waits for what is taken now.
+        let open = !self.stopping.load(Relaxed) && !self.gate.is_closed();
         let State {
             memory: Some(memory),
             channel: Some(_),
@@ -96,11 +122,9 @@ impl Ring {
             spares,
             copier,
             slot,
-            starved,
-            barrier,
+            parked,
             broken,
             counts,
-            shortage,
             ..
         } = state
         else {
@@ -113,35 +137,15 @@ impl Ring {
         let mut taken = 0;
         let mut rejected = false;
         let mut count = 0u32;
-        // What `starved` or `barrier` had to wait for when it was tried last.
-        let mut before = *shortage;
         let now = clock::nanoseconds();
         while taken < BATCH {
-            // The gate is closed for this request.
-            let mut alone = false;
-            let at_last = if let Some(waiting) = starved {
-                *slot = *waiting;
-                *starved = None;
-                true
-            } else if let Some(waiting) = barrier {
-                if !self.gate.close(self.number) || back.outstanding() > 1 {
-                    break;
-                }
-                // Nothing else is in flight on the whole disk.
-                taken = BATCH;
-                *slot = *waiting;
-                *barrier = None;
-                alone = true;
-                true
-            } else if stopping || closed || *broken {
-                break;
-            } else {
-                match back.next_request(memory, slot) {
+            let turn = match self.parked(parked, slot, back) {
+                Some(Turn::NotYet) => break,
+                Some(turn) => turn,
+                None if !open || *broken => break,
+                None => match back.next_request(memory, slot) {
+                    Ok(true) => Turn::New,
                     Ok(false) => break,
-                    Ok(true) => {
-                        taken = taken.saturating_add(1);
-                        false
-                    }
                     Err(err) => {
                         self.warn(fmt!(
                             "frontend provided bogus ring requests ({}), halting ring",
@@ -150,55 +154,47 @@ impl Ring {
                         *broken = true;
                         break;
                     }
-                }
+                },
+            };
+            taken = match turn {
+                Turn::New => taken.saturating_add(1),
+                Turn::Alone(_) => BATCH,
+                Turn::Again(_) | Turn::NotYet => taken,
             };
             let parsed = blkif::parse(back.abi(), slot, disk);
             let response = match &parsed {
-                Ok(parsed) if !at_last && matches!(parsed.command, Request::Barrier(_)) => {
-                    *barrier = Some(*slot);
+                Ok(parsed)
+                    if turn == Turn::New && matches!(parsed.command, Request::Barrier(_)) =>
+                {
+                    *parked = Parked::Barrier(*slot, None);
                     break;
                 }
                 Ok(parsed) => match self.stage(parsed, now, spares, copier, grants) {
                     Ok(request) => {
                         staged.push(request);
                         count = count.wrapping_add(1);
-                        if shortage.take().is_some() {
+                        if turn.missing().is_some() {
                             self.stats.guest.got(&**self);
                         }
-                        before = None;
                         continue;
                     }
                     Err(Unstaged::Failed(err)) if err == ENOMEM || err == ENOSPC => {
-                        // A request in flight brings what is missing when it is done; without one it is tried
-                        // again after a while. The gate stays closed for a barrier.
-                        if alone {
-                            *barrier = Some(*slot);
-                            taken = 0;
-                        } else {
-                            *starved = Some(*slot);
-                        }
                         let missing = if err == ENOMEM {
                             Shortage::Memory
                         } else {
                             Shortage::Mappings
                         };
-                        *shortage = Some(missing);
-                        // What it could get is not to be kept from others.
-                        grants.settle(true);
-                        self.stats.guest.wake_others(&**self);
-                        if before == Some(missing) {
+                        *parked = match turn {
+                            // The gate stays closed for it.
+                            Turn::Alone(_) => {
+                                taken = 0;
+                                Parked::Barrier(*slot, Some(missing))
+                            }
+                            _ => Parked::Short(*slot, missing),
+                        };
+                        if !self.run_short(turn, missing, grants, counts) {
                             break;
                         }
-                        if missing == Shortage::Memory {
-                            counts.starved = counts.starved.wrapping_add(1);
-                            self.stats.guest.got(&**self);
-                            break;
-                        }
-                        counts.map_waits = counts.map_waits.wrapping_add(1);
-                        self.stats.guest.wait(self);
-                        grants.set_may_ask(self.stats.guest.may_ask(&**self));
-                        // What was given back before we were in the queue has woken nobody.
-                        before = Some(missing);
                         continue;
                     }
                     Err(Unstaged::Failed(err)) => {
@@ -213,12 +209,12 @@ impl Ring {
                 // Also one that has waited, if the disk has become smaller.
                 Err(reject) => self.refuse(reject, counts),
             };
-            if shortage.take().is_some() {
+            if turn.missing().is_some() {
                 self.stats.guest.got(&**self);
             }
             back.put_response(memory, response);
             rejected = true;
-            if alone {
+            if matches!(turn, Turn::Alone(_)) {
                 self.gate.open();
             }
         }
@@ -229,6 +225,58 @@ impl Ring {
             self.stats.add(&mut state.counts);
         }
         taken > 0
+    }
+
+    /// Gives the request that waits its turn, in `slot`. `None` if there is none.
+    #[inline]
+    fn parked(&self, parked: &mut Parked, slot: &mut RawSlot, back: &BackRing) -> Option<Turn> {
+        let turn = match parked {
+            Parked::Nothing => return None,
+            Parked::Short(waiting, missing) => {
+                *slot = *waiting;
+                Turn::Again(*missing)
+            }
+            Parked::Barrier(waiting, missing) => {
+                if !self.gate.close(self.number) || back.outstanding() > 1 {
+                    return Some(Turn::NotYet);
+                }
+                // Nothing else is in flight on the whole disk.
+                *slot = *waiting;
+                Turn::Alone(*missing)
+            }
+        };
+        *parked = Parked::Nothing;
+        Some(turn)
+    }
+
+    /// A request has been parked for want of something: lets others have what it could get. Returns whether it
+    /// is worth trying again at once.
+    ///
+    /// A request in flight brings what is missing when it is done; without one it is tried again after a while.
+    #[cold]
+    fn run_short(
+        self: &Arc<Self>,
+        turn: Turn,
+        missing: Shortage,
+        grants: &mut Grants,
+        counts: &mut Counts,
+    ) -> bool {
+        let guest = &self.stats.guest;
+        grants.settle(true);
+        guest.wake_others(&**self);
+        if turn.missing() == Some(missing) {
+            return false;
+        }
+        if missing == Shortage::Memory {
+            counts.starved = counts.starved.wrapping_add(1);
+            guest.got(&**self);
+            return false;
+        }
+        counts.map_waits = counts.map_waits.wrapping_add(1);
+        guest.wait(self);
+        grants.set_may_ask(guest.may_ask(&**self));
+        // What was given back before we were in the queue has woken nobody.
+        true
     }
 
     /// Maps and submits `count` requests, at least as many as there are in `staged`.

@@ -205,7 +205,7 @@ impl View {
         self.slots.store(state.back.entries(), Relaxed);
         self.in_flight.store(state.back.outstanding(), Relaxed);
         self.persistent
-            .store(state.grants.persistent() as u32, Relaxed);
+            .store(state.supplies.grants.persistent() as u32, Relaxed);
         self.target.store(state.moderation.target(), Relaxed);
         let waits = match state.parked.missing() {
             Some(Shortage::Memory) => WAITS_FOR_MEMORY,
@@ -230,7 +230,7 @@ struct State {
     moderation: Moderation,
     /// What the frontend has been told; of the size, what it is now.
     disk: Disk,
-    grants: Grants,
+    supplies: Supplies,
     /// No request has been taken since an event was acknowledged.
     unserved: bool,
     /// `give_back` waits for its time.
@@ -238,9 +238,6 @@ struct State {
     /// Memory was short: what is in use now is to be given back at the next look, unless it is used again.
     reclaiming: bool,
     counts: Counts,
-    spares: Spares<Pending>,
-    /// Made when the first indirect request arrives.
-    copier: Option<Copier>,
     /// Where requests are copied to from the ring.
     slot: RawSlot,
     parked: Parked,
@@ -251,6 +248,14 @@ struct State {
     held: List<Done<Pending>>,
     /// The frontend has broken the ring; nothing more is taken from it.
     broken: bool,
+}
+
+/// What requests are made from.
+struct Supplies {
+    grants: Grants,
+    spares: Spares<Pending>,
+    /// Made when the first indirect request arrives.
+    copier: Option<Copier>,
 }
 
 /// A request taken from the ring that has to wait: none is taken behind it.
@@ -325,13 +330,15 @@ impl Ring {
             back,
             moderation: Moderation::new(),
             disk,
-            grants,
+            supplies: Supplies {
+                grants,
+                spares: Spares::new()?,
+                copier: None,
+            },
             unserved: true,
             giving_back: false,
             reclaiming: false,
             counts: Counts::default(),
-            spares: Spares::new()?,
-            copier: None,
             slot: RawSlot::new(),
             parked: Parked::Nothing,
             no_room: List::new(),
@@ -450,7 +457,7 @@ impl Ring {
         }
         let mut state = self.state.lock();
         state.memory = None;
-        while !state.grants.give_back(0) {
+        while !state.supplies.grants.give_back(0) {
             // Somebody still holds a page, as a network card that sends it again.
             kernel::time::delay::fsleep(HELD_PAUSE);
         }
@@ -626,7 +633,7 @@ impl Ring {
     fn keep_house(self: &Arc<Self>, state: &mut State) {
         let waiting = u32::from(!state.parked.is_empty());
         let idle = state.back.outstanding() == waiting;
-        let State { grants, spares, .. } = state;
+        let Supplies { grants, spares, .. } = &mut state.supplies;
         grants.purge();
         if idle {
             grants.settle(true);
@@ -668,8 +675,7 @@ impl Ring {
             memory: Some(memory),
             back,
             moderation,
-            grants,
-            spares,
+            supplies: Supplies { grants, spares, .. },
             held,
             counts,
             ..

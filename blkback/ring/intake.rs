@@ -28,12 +28,10 @@ use xen_bindings::{
     clock,
     grants::{
         copy::Copier,
-        stage::Builder,
-        Grants, //
+        stage::Builder, //
     },
     request::{
         list::List,
-        memory::Spares,
         Staged, //
     },
     storage::bdev, //
@@ -47,7 +45,8 @@ use super::{
     Parked,
     Ring,
     Shortage,
-    State, //
+    State,
+    Supplies, //
 };
 use crate::{
     stats::Counts,
@@ -84,6 +83,16 @@ impl Turn {
     }
 }
 
+/// What has become of a request that was tried.
+enum Attempt {
+    /// It can be mapped and submitted.
+    Staged(Staged<Pending>),
+    /// It has to wait for this.
+    Short(Shortage),
+    /// It is answered without I/O.
+    Refused(Response),
+}
+
 /// Why a request cannot be put together.
 enum Unstaged {
     /// Its segments, which do not stand in its slot, are not valid.
@@ -104,6 +113,11 @@ impl From<Reject> for Unstaged {
     }
 }
 
+fn is_barrier(parsed: &Result<Parsed<'_>, Rejected>) -> bool {
+    let command = parsed.as_ref().map(|parsed| &parsed.command);
+    matches!(command, Ok(Request::Barrier(_)))
+}
+
 impl Ring {
     /// Takes requests from the ring and submits them. Returns whether there were any.
     pub(super) fn take(self: &Arc<Self>, state: &mut State) -> bool {
@@ -118,9 +132,7 @@ impl Ring {
             back,
             moderation,
             disk,
-            grants,
-            spares,
-            copier,
+            supplies,
             slot,
             parked,
             broken,
@@ -130,7 +142,8 @@ impl Ring {
         else {
             return false;
         };
-        grants.set_may_ask(self.stats.guest.may_ask(&**self));
+        let may_ask = self.stats.guest.may_ask(&**self);
+        supplies.grants.set_may_ask(may_ask);
         // A disk can grow and shrink at any time.
         disk.sectors = self.medium.sectors();
         let mut staged = List::new();
@@ -162,60 +175,40 @@ impl Ring {
                 Turn::Again(_) | Turn::NotYet => taken,
             };
             let parsed = blkif::parse(back.abi(), slot, disk);
-            let response = match &parsed {
-                Ok(parsed)
-                    if turn == Turn::New && matches!(parsed.command, Request::Barrier(_)) =>
-                {
-                    *parked = Parked::Barrier(*slot, None);
-                    break;
+            if turn == Turn::New && is_barrier(&parsed) {
+                *parked = Parked::Barrier(*slot, None);
+                break;
+            }
+            let attempt = self.attempt(&parsed, now, supplies, counts);
+            match attempt {
+                Attempt::Short(missing) => {
+                    *parked = match turn {
+                        // The gate stays closed for it.
+                        Turn::Alone(_) => {
+                            taken = 0;
+                            Parked::Barrier(*slot, Some(missing))
+                        }
+                        _ => Parked::Short(*slot, missing),
+                    };
+                    if !self.run_short(turn, missing, supplies, counts) {
+                        break;
+                    }
+                    continue;
                 }
-                Ok(parsed) => match self.stage(parsed, now, spares, copier, grants) {
-                    Ok(request) => {
-                        staged.push(request);
-                        count = count.wrapping_add(1);
-                        if turn.missing().is_some() {
-                            self.stats.guest.got(&**self);
-                        }
-                        continue;
+                Attempt::Staged(request) => {
+                    staged.push(request);
+                    count = count.wrapping_add(1);
+                }
+                Attempt::Refused(response) => {
+                    back.put_response(memory, response);
+                    rejected = true;
+                    if matches!(turn, Turn::Alone(_)) {
+                        self.gate.open();
                     }
-                    Err(Unstaged::Failed(err)) if err == ENOMEM || err == ENOSPC => {
-                        let missing = if err == ENOMEM {
-                            Shortage::Memory
-                        } else {
-                            Shortage::Mappings
-                        };
-                        *parked = match turn {
-                            // The gate stays closed for it.
-                            Turn::Alone(_) => {
-                                taken = 0;
-                                Parked::Barrier(*slot, Some(missing))
-                            }
-                            _ => Parked::Short(*slot, missing),
-                        };
-                        if !self.run_short(turn, missing, grants, counts) {
-                            break;
-                        }
-                        continue;
-                    }
-                    Err(Unstaged::Failed(err)) => {
-                        let pending = Pending::new(self.clone(), parsed, now).0;
-                        let task = pending.task();
-                        counts.request(task.action, task.way, 0, true);
-                        self.warn(fmt!("a request cannot be done: {:?}", err));
-                        parsed.response(Status::Error)
-                    }
-                    Err(Unstaged::Rejected(why)) => self.refuse(&parsed.reject(why), counts),
-                },
-                // Also one that has waited, if the disk has become smaller.
-                Err(reject) => self.refuse(reject, counts),
-            };
+                }
+            }
             if turn.missing().is_some() {
                 self.stats.guest.got(&**self);
-            }
-            back.put_response(memory, response);
-            rejected = true;
-            if matches!(turn, Turn::Alone(_)) {
-                self.gate.open();
             }
         }
         moderation.taken(taken, now);
@@ -258,10 +251,10 @@ impl Ring {
         self: &Arc<Self>,
         turn: Turn,
         missing: Shortage,
-        grants: &mut Grants,
+        supplies: &mut Supplies,
         counts: &mut Counts,
     ) -> bool {
-        let guest = &self.stats.guest;
+        let (guest, grants) = (&self.stats.guest, &mut supplies.grants);
         grants.settle(true);
         guest.wake_others(&**self);
         if turn.missing() == Some(missing) {
@@ -283,7 +276,7 @@ impl Ring {
     #[inline]
     fn submit(self: &Arc<Self>, state: &mut State, staged: &mut List<Staged<Pending>>, count: u32) {
         let State {
-            grants,
+            supplies: Supplies { grants, .. },
             no_room,
             counts,
             ..
@@ -329,15 +322,49 @@ impl Ring {
         reject.response()
     }
 
+    /// Has a request put together, or says why not.
+    #[inline]
+    fn attempt(
+        self: &Arc<Self>,
+        parsed: &Result<Parsed<'_>, Rejected>,
+        now: u64,
+        supplies: &mut Supplies,
+        counts: &mut Counts,
+    ) -> Attempt {
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            // Also one that has waited, if the disk has become smaller.
+            Err(reject) => return Attempt::Refused(self.refuse(reject, counts)),
+        };
+        match self.stage(parsed, now, supplies) {
+            Ok(request) => Attempt::Staged(request),
+            Err(Unstaged::Failed(err)) if err == ENOMEM => Attempt::Short(Shortage::Memory),
+            Err(Unstaged::Failed(err)) if err == ENOSPC => Attempt::Short(Shortage::Mappings),
+            Err(Unstaged::Failed(err)) => {
+                let pending = Pending::new(self.clone(), parsed, now).0;
+                let task = pending.task();
+                counts.request(task.action, task.way, 0, true);
+                self.warn(fmt!("a request cannot be done: {:?}", err));
+                Attempt::Refused(parsed.response(Status::Error))
+            }
+            Err(Unstaged::Rejected(why)) => {
+                Attempt::Refused(self.refuse(&parsed.reject(why), counts))
+            }
+        }
+    }
+
     /// Puts a request together, in memory that another has left or in new.
     fn stage(
         self: &Arc<Self>,
         parsed: &Parsed<'_>,
         now: u64,
-        spares: &mut Spares<Pending>,
-        copier: &mut Option<Copier>,
-        grants: &mut Grants,
+        supplies: &mut Supplies,
     ) -> Result<Staged<Pending>, Unstaged> {
+        let Supplies {
+            grants,
+            spares,
+            copier,
+        } = supplies;
         let (pending, pieces) = Pending::new(self.clone(), parsed, now);
         let memory = spares.take(pieces.count())?;
         let direction = pending.direction();

@@ -39,6 +39,7 @@ use crate::{
     message::Message,
     ring::{
         gate::Gate,
+        Common,
         Ring, //
     },
     stats::Stats, //
@@ -147,16 +148,17 @@ impl Connection {
             persistent,
         };
         for queue in 0..count {
-            let (ring, bound) = new_ring(
-                medium,
-                disk,
-                stats,
+            let common = Common {
                 dev,
-                frontend,
-                &connection,
-                (count > 1).then_some(queue),
-                ring_order,
-            )?;
+                disk,
+                medium,
+                stats,
+                gate: &connection.gate,
+                blocking: &connection.blocking,
+                persistent,
+            };
+            let queue = (count > 1).then_some(queue);
+            let (ring, bound) = new_ring(&common, abi, frontend, queue, ring_order)?;
             add(&mut connection.rings, ring);
             add(&mut connection.channels, bound?);
         }
@@ -274,17 +276,14 @@ fn bogus(directory: &CStr, err: RingError) -> Refusal {
 
 /// Sets up a ring: one of several, whose nodes are in a directory of its own, or the only one. The
 /// ring has to be stopped, also if it has got no thread, or its event channel could not be bound.
-#[expect(clippy::too_many_arguments)]
 fn new_ring(
-    medium: &Arc<Medium>,
-    disk: Disk,
-    stats: &Arc<Stats>,
-    dev: &Device,
+    common: &Common<'_>,
+    abi: Abi,
     frontend: &CStr,
-    connection: &Connection,
     queue: Option<u32>,
     ring_order: Option<u32>,
 ) -> Result<NewRing, Refusal> {
+    let dev = common.dev;
     let own;
     let directory = match queue {
         None => frontend,
@@ -296,30 +295,14 @@ fn new_ring(
     };
     let memory = map_ring(dev, directory, ring_order)?;
     let port = number(directory, c"event-channel")?;
-    let back = BackRing::attach(&memory, connection.abi, memory.bytes())
-        .map_err(|err| bogus(directory, err))?;
-    let ring = CString::try_from(dev.nodename())
-        .map_err(Error::from)
-        .and_then(|name| {
-            Ring::new(
-                connection.blocking.clone(),
-                medium.clone(),
-                name,
-                queue.unwrap_or(0) as usize,
-                connection.gate.clone(),
-                stats.clone(),
-                disk,
-                dev.otherend_id(),
-                connection.persistent,
-                memory,
-                back,
-            )
-        })
+    let back =
+        BackRing::attach(&memory, abi, memory.bytes()).map_err(|err| bogus(directory, err))?;
+    let ring = Ring::new(common, queue.unwrap_or(0) as usize, memory, back)
         .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
     let bound = prepare(dev, &ring).and_then(|()| {
         match EventChannel::bind(dev, port, ring.clone()) {
             // A driver before us that had requests in flight has answered them, and cannot answer any more.
-            Ok(channel) => match ring.attach(connection.abi) {
+            Ok(channel) => match ring.attach(abi) {
                 Ok(()) => Ok(channel),
                 Err(err) => Err(bogus(directory, err)),
             },

@@ -75,6 +75,7 @@ use xen_bindings::{
         OwnedQueue, //
     },
     xen::{
+        device::Device,
         evtchn::{
             self,
             EventChannel, //
@@ -220,6 +221,19 @@ impl View {
     }
 }
 
+/// What the rings of a connection have in common.
+pub(crate) struct Common<'a> {
+    pub(crate) dev: &'a Device,
+    pub(crate) disk: Disk,
+    pub(crate) medium: &'a Arc<Medium>,
+    pub(crate) stats: &'a Arc<Stats>,
+    pub(crate) gate: &'a Arc<Gate>,
+    /// For requests that have to wait.
+    pub(crate) blocking: &'a Arc<OwnedQueue>,
+    /// Grants stay mapped.
+    pub(crate) persistent: bool,
+}
+
 /// What only the worker uses.
 struct State {
     /// None once the ring has been shut down.
@@ -291,24 +305,23 @@ enum Shortage {
 
 impl Ring {
     /// Prepares to serve the ring in `memory`. Nothing is served before [`Ring::start`]. May sleep.
-    #[expect(clippy::too_many_arguments)]
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or `ENOSPC` if the guest has too much mapped already.
     pub(crate) fn new(
-        blocking: Arc<OwnedQueue>,
-        medium: Arc<Medium>,
-        name: CString,
+        common: &Common<'_>,
         number: usize,
-        gate: Arc<Gate>,
-        stats: Arc<Stats>,
-        disk: Disk,
-        domid: u16,
-        persistent: bool,
         memory: RingMemory,
         back: BackRing,
     ) -> Result<Arc<Self>> {
+        let stats = common.stats;
+        let name = CString::try_from(common.dev.nodename())?;
+        let domid = common.dev.otherend_id();
         let pages = u32::try_from(memory.bytes().wrapping_div(PAGE_SIZE as usize))?;
         let grants = Grants::new(
             domid,
-            persistent,
+            common.persistent,
             pages,
             stats.guest.share().clone(),
             &name,
@@ -329,7 +342,7 @@ impl Ring {
             channel: None,
             back,
             moderation: Moderation::new(),
-            disk,
+            disk: common.disk,
             supplies: Supplies {
                 grants,
                 spares: Spares::new()?,
@@ -348,12 +361,12 @@ impl Ring {
         };
         let ring = Arc::pin_init(
             pin_init!(Self {
-                blocking,
-                medium,
+                blocking: common.blocking.clone(),
+                medium: common.medium.clone(),
                 name,
                 number,
-                gate,
-                stats,
+                gate: common.gate.clone(),
+                stats: stats.clone(),
                 domid,
                 done: DoneList::new(),
                 busy: Atomic::new(false),

@@ -40,9 +40,13 @@ use crate::{
     connection::{
         Cause,
         Connection,
-        Offer, //
+        Offer,
+        Refusal, //
     },
-    medium::Properties, //
+    medium::{
+        Medium,
+        Properties, //
+    }, //
 };
 
 /// Bits of the node `info` (`VDISK_*`, xen/include/public/io/blkif.h).
@@ -134,64 +138,21 @@ impl Vbd {
             return;
         };
         let now = clock::nanoseconds();
-        if let (Some(Refused { at, pause }), false) =
-            (&inner.refused, self.dev().state() == State::Connected)
-        {
-            let since = now.saturating_sub(*at);
-            // A line of the guest's limit is taken, but not waited for for ever.
-            if since < *pause
-                || (since < REFUSAL_PAUSE_AT_MOST && !self.stats.log.has_room(self.name()))
-            {
-                return self.look_again(inner);
-            }
+        if self.is_too_early(inner, now) {
+            return self.look_again(inner);
         }
-        let mode = medium.mode();
-        let mut properties = medium.properties();
-        if !mode.writable || !self.discard_enabled() {
-            properties.discard = None;
-        }
-        let disk = Disk {
-            sectors: medium.sectors(),
-            logical_block_size: properties.logical_block_size,
-            readonly: !mode.writable,
-            flush: properties.write_cache,
-            barrier: properties.write_cache,
-            discard: properties.discard.as_ref().map(|limits| DiscardOffer {
-                secure: limits.secure,
-            }),
-            max_indirect_segments: MAX_INDIRECT_SEGMENTS,
-        };
-        let mut connection = match Connection::new(
+        let (disk, properties) = self.disk_of(medium);
+        let connection = Connection::new(
             medium,
             disk,
             inner.offer,
             &self.stats,
             self.dev(),
             &self.frontend,
-        ) {
+        );
+        let connection = match connection {
             Ok(connection) => connection,
-            Err(refusal) if refusal.cause == Cause::EventChannel && inner.former.is_some() => {
-                if inner.former == Some(0) {
-                    pr_info!(
-                        "{}: waits for the requests of the driver that had it before\n",
-                        self.name()
-                    );
-                }
-                self.look_again(inner);
-                return;
-            }
-            Err(refusal) => {
-                let pause = match &inner.refused {
-                    // It may well be others that have the memory.
-                    Some(before) if refusal.error != ENOMEM => {
-                        before.pause.saturating_mul(2).min(REFUSAL_PAUSE_AT_MOST)
-                    }
-                    _ => REFUSAL_PAUSE,
-                };
-                inner.refused = Some(Refused { at: now, pause });
-                self.refuse(refusal.error, &refusal.what);
-                return;
-            }
+            Err(refusal) => return self.connect_later(inner, now, &refusal),
         };
         let overview = match connection.overview() {
             Ok(overview) => overview,
@@ -208,34 +169,96 @@ impl Vbd {
         }
         self.binding.switch_state(State::Connected);
         self.view.lock().connection = Some(overview);
+        self.say_connected(&connection, &disk);
+        let connection = inner.connection.insert(connection);
         connection.start();
-        if self.stats.log.permits(self.name()) {
-            pr_info!(
-                "{}: using {} queues of {} ring pages, protocol {}, {}{} sectors, {}\n",
-                self.name(),
-                connection.queues(),
-                connection.ring_pages(),
-                connection.abi().name(),
-                if connection.persistent() {
-                    "persistent grants, "
-                } else {
-                    ""
-                },
-                disk.sectors,
-                if disk.readonly {
-                    "read-only"
-                } else {
-                    "writable"
-                },
-            );
-        }
-        inner.connection = Some(connection);
         inner.former = None;
         if let Some(refused) = &mut inner.refused {
             refused.begin_anew();
         }
         inner.sectors = disk.sectors;
         self.look_again(inner);
+    }
+
+    /// Has a frontend been refused so lately that it is not tried again yet? Of one that takes us for connected nothing is
+    /// to be said.
+    fn is_too_early(&self, inner: &Inner, now: u64) -> bool {
+        let Some(Refused { at, pause }) = &inner.refused else {
+            return false;
+        };
+        if self.dev().state() == State::Connected {
+            return false;
+        }
+        let since = now.saturating_sub(*at);
+        // A line of the guest's limit is taken, but not waited for for ever.
+        since < *pause || (since < REFUSAL_PAUSE_AT_MOST && !self.stats.log.has_room(self.name()))
+    }
+
+    /// The disk that a medium makes, as far as the toolstack allows.
+    fn disk_of(&self, medium: &Medium) -> (Disk, Properties) {
+        let mode = medium.mode();
+        let mut properties = medium.properties();
+        if !mode.writable || !self.discard_enabled() {
+            properties.discard = None;
+        }
+        let disk = Disk {
+            sectors: medium.sectors(),
+            logical_block_size: properties.logical_block_size,
+            readonly: !mode.writable,
+            flush: properties.write_cache,
+            barrier: properties.write_cache,
+            discard: properties.discard.as_ref().map(|limits| DiscardOffer {
+                secure: limits.secure,
+            }),
+            max_indirect_segments: MAX_INDIRECT_SEGMENTS,
+        };
+        (disk, properties)
+    }
+
+    /// A frontend could not be connected: it is refused, or a driver before us is waited for.
+    fn connect_later(self: &Arc<Self>, inner: &mut Inner, now: u64, refusal: &Refusal) {
+        if refusal.cause == Cause::EventChannel && inner.former.is_some() {
+            if inner.former == Some(0) {
+                pr_info!(
+                    "{}: waits for the requests of the driver that had it before\n",
+                    self.name()
+                );
+            }
+            return self.look_again(inner);
+        }
+        let pause = match &inner.refused {
+            // It may well be others that have the memory.
+            Some(before) if refusal.error != ENOMEM => {
+                before.pause.saturating_mul(2).min(REFUSAL_PAUSE_AT_MOST)
+            }
+            _ => REFUSAL_PAUSE,
+        };
+        inner.refused = Some(Refused { at: now, pause });
+        self.refuse(refusal.error, &refusal.what);
+    }
+
+    fn say_connected(&self, connection: &Connection, disk: &Disk) {
+        if !self.stats.log.permits(self.name()) {
+            return;
+        }
+        pr_info!(
+            "{}: using {} queues of {} ring pages, protocol {}, {}{} sectors, {}\n",
+            self.name(),
+            connection.queues(),
+            connection.ring_pages(),
+            connection.abi().name(),
+            if connection.persistent() {
+                "persistent grants, "
+            } else {
+                ""
+            },
+            disk.sectors,
+            if disk.readonly {
+                "read-only"
+            } else {
+                "writable"
+            },
+        );
     }
 
     /// As [`Vbd::connect`], while the frontend takes us for connected: it goes on with the requests that have not been

@@ -21,6 +21,7 @@ use kernel::{
     sync::Arc, //
 };
 use xen_bindings::{
+    module::log::Speaker,
     thread::wait_for_interrupts,
     work::OwnedQueue,
     xen::{
@@ -125,6 +126,7 @@ impl Connection {
         disk: Disk,
         offer: Offer,
         stats: &Arc<Stats>,
+        speaker: &Arc<Speaker>,
         dev: &Device,
         frontend: &CStr,
     ) -> Result<Self, Refusal> {
@@ -150,6 +152,7 @@ impl Connection {
         for queue in 0..count {
             let common = Common {
                 dev,
+                speaker,
                 disk,
                 medium,
                 stats,

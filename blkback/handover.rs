@@ -39,7 +39,10 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
-    module::params,
+    module::{
+        log::Speaker,
+        params, //
+    },
     storage::{
         file::Access,
         path::Path, //
@@ -66,7 +69,7 @@ use crate::{
         FileMedium,
         Medium, //
     },
-    message::Message,
+    message::Message, //
 };
 use loops::LoopDevice;
 
@@ -95,6 +98,7 @@ pub(crate) enum Handover {
 struct Disk<'a> {
     files: &'a Arc<FilesInUse>,
     binding: &'a Binding,
+    speaker: &'a Arc<Speaker>,
     mode: DiskMode,
     /// Its medium can be changed, and may be missing.
     drive: bool,
@@ -107,7 +111,11 @@ struct Disk<'a> {
 /// # Errors
 ///
 /// What xenstore answers with.
-pub(crate) fn take(files: &Arc<FilesInUse>, binding: &Binding) -> Result<Handover> {
+pub(crate) fn take(
+    files: &Arc<FilesInUse>,
+    binding: &Binding,
+    speaker: &Arc<Speaker>,
+) -> Result<Handover> {
     let disk = binding.device().nodename();
     let (Some(kind), Some(script), Some(params), Some(mode)) = (
         xenstore::read_optional(disk, c"type")?,
@@ -136,6 +144,7 @@ pub(crate) fn take(files: &Arc<FilesInUse>, binding: &Binding) -> Result<Handove
     let asked = Disk {
         files,
         binding,
+        speaker,
         mode: DiskMode::from_node(mode.as_bytes()),
         drive: is_drive(disk)?,
         again,
@@ -163,12 +172,11 @@ pub(crate) fn take(files: &Arc<FilesInUse>, binding: &Binding) -> Result<Handove
         }
         let helper = CString::try_from_fmt(fmt!("{}{}", script.as_c_str(), HELPER_SUFFIX))?;
         if !Path::lookup(&helper).is_ok_and(|helper| helper.is_regular()) {
-            pr_warn!(
-                "{}: {} is not installed, file {} gets a loop device; install it with the module\n",
-                disk,
+            speaker.warn(fmt!(
+                "{} is not installed, file {} gets a loop device; install it with the module",
                 &*helper,
                 params.as_c_str(),
-            );
+            ));
             return Ok(Handover::Script);
         }
         asked
@@ -251,6 +259,7 @@ pub(crate) enum Behind {
 pub(crate) fn behind(
     files: &Arc<FilesInUse>,
     binding: &Binding,
+    speaker: &Arc<Speaker>,
     (major, minor): (u32, u32),
     mode: DiskMode,
 ) -> Result<Behind, Message> {
@@ -259,17 +268,17 @@ pub(crate) fn behind(
         return Ok(Behind::Nothing);
     };
     let (Some(name), Some(path)) = (device.name(), device.path()) else {
-        pr_warn!(
-            "{}: which file is behind loop device {}:{} cannot be told, nor whether others have it\n",
-            disk,
+        speaker.warn(fmt!(
+            "which file is behind loop device {}:{} cannot be told, nor whether others have it",
             major,
             minor,
-        );
+        ));
         return Ok(Behind::Nothing);
     };
     let asked = Disk {
         files,
         binding,
+        speaker,
         mode,
         drive: is_drive(disk).map_err(unread)?,
         again: false,
@@ -314,6 +323,7 @@ fn made_by_script(disk: &CStr) -> bool {
 pub(crate) fn change(
     files: &Arc<FilesInUse>,
     binding: &Binding,
+    speaker: &Arc<Speaker>,
     now: &Medium,
 ) -> Result<Option<Medium>, Message> {
     let disk = binding.device().nodename();
@@ -324,6 +334,7 @@ pub(crate) fn change(
     let asked = Disk {
         files,
         binding,
+        speaker,
         mode: DiskMode::from_node(mode.as_bytes()),
         drive: true,
         again: false,
@@ -371,7 +382,7 @@ impl Disk<'_> {
     /// Leaves a message for the helper, and which file it is about. A drive that a guest has already goes on without a
     /// medium.
     fn refused(&self, message: Message, numbers: Option<(u32, u32, u64)>) -> Result<Handover> {
-        pr_warn!("{}: {}\n", self.name(), &*message);
+        self.speaker.warn(fmt!("{}", &*message));
         if self.again && self.drive {
             return Ok(Handover::Medium(Medium::Empty(self.mode)));
         }
@@ -428,7 +439,14 @@ impl Disk<'_> {
         CString::try_from(path)
             .map_err(Error::from)
             .and_then(|path| {
-                FileMedium::new(open, file.identity(), path, self.mode, claim, self.name())
+                FileMedium::new(
+                    open,
+                    file.identity(),
+                    path,
+                    self.mode,
+                    claim,
+                    self.speaker.clone(),
+                )
             })
             .map_err(|err| refuse(path, err, "the guest"))
     }

@@ -29,7 +29,6 @@ use blkif::{
 use kernel::{
     fmt, impl_has_delayed_work, new_delayed_work, new_mutex,
     prelude::*,
-    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -54,7 +53,10 @@ use xen_bindings::{
         Grants, //
     },
     mem,
-    module::params,
+    module::{
+        log::Speaker,
+        params, //
+    },
     request::{
         list::{
             DoneList,
@@ -133,8 +135,7 @@ pub(crate) struct Ring {
     /// Requests of the disk that have to wait.
     blocking: Arc<OwnedQueue>,
     medium: Arc<Medium>,
-    /// For log lines.
-    name: CString,
+    speaker: Arc<Speaker>,
     /// Among the rings of the disk.
     number: usize,
     gate: Arc<Gate>,
@@ -224,6 +225,7 @@ impl View {
 /// What the rings of a connection have in common.
 pub(crate) struct Common<'a> {
     pub(crate) dev: &'a Device,
+    pub(crate) speaker: &'a Arc<Speaker>,
     pub(crate) disk: Disk,
     pub(crate) medium: &'a Arc<Medium>,
     pub(crate) stats: &'a Arc<Stats>,
@@ -316,7 +318,6 @@ impl Ring {
         back: BackRing,
     ) -> Result<Arc<Self>> {
         let stats = common.stats;
-        let name = CString::try_from(common.dev.nodename())?;
         let domid = common.dev.otherend_id();
         let pages = u32::try_from(memory.bytes().wrapping_div(PAGE_SIZE as usize))?;
         let grants = Grants::new(
@@ -324,17 +325,14 @@ impl Ring {
             common.persistent,
             pages,
             stats.guest.share().clone(),
-            &name,
-            stats.log,
+            common.speaker.clone(),
         )
         .inspect_err(|err| {
-            let share = stats.guest.share();
-            if *err == ENOSPC && stats.log.permits(&name) {
-                pr_warn!(
-                    "{}: the guest has {} pages mapped, too many for another ring\n",
-                    &*name,
-                    share.mapped(),
-                );
+            if *err == ENOSPC {
+                common.speaker.warn_limited(fmt!(
+                    "the guest has {} pages mapped, too many for another ring",
+                    stats.guest.share().mapped(),
+                ));
             }
         })?;
         let state = State {
@@ -363,7 +361,7 @@ impl Ring {
             pin_init!(Self {
                 blocking: common.blocking.clone(),
                 medium: common.medium.clone(),
-                name,
+                speaker: common.speaker.clone(),
                 number,
                 gate: common.gate.clone(),
                 stats: stats.clone(),
@@ -391,15 +389,7 @@ impl Ring {
     }
 
     pub(crate) fn name(&self) -> &CStr {
-        &self.name
-    }
-
-    /// Logs what a guest has caused, and could cause again and again, within limits. Any context.
-    #[cold]
-    pub(crate) fn warn(&self, what: fmt::Arguments<'_>) {
-        if self.stats.log.permits(&self.name) {
-            pr_warn!("{}: {}\n", &*self.name, what);
-        }
+        self.speaker.name()
     }
 
     /// Its number among the rings of the disk.

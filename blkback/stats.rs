@@ -22,7 +22,6 @@ use kernel::{
 };
 use xen_bindings::{
     grants::Ways,
-    module::log::Limit,
     sysfs::{
         Attribute,
         Value, //
@@ -43,8 +42,6 @@ macro_rules! counters {
         pub(crate) struct Stats {
             $($(#[$doc])* $name: Atomic<i64>,)*
             pub(crate) latency: Latency,
-            /// For log lines that the guest can cause, with this or another disk.
-            pub(crate) log: &'static Limit,
             /// Whose disk it is.
             pub(crate) guest: GuestOfDisk,
         }
@@ -56,13 +53,12 @@ macro_rules! counters {
         }
 
         impl Stats {
-            /// Those of a disk of the domain `domid`, which is `guest`.
-            pub(crate) fn new(domid: u16, guest: GuestOfDisk) -> Self {
+            /// Those of a disk of `guest`.
+            pub(crate) fn new(guest: GuestOfDisk) -> Self {
                 Self {
                     guest,
                     $($name: Atomic::new(0),)*
                     latency: Latency::new(),
-                    log: Limit::of(domid),
                 }
             }
 

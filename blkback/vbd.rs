@@ -38,7 +38,10 @@ use kernel::{
     },
 };
 use xen_bindings::{
-    module::params,
+    module::{
+        log::Speaker,
+        params, //
+    },
     work::{
         cancel_delayed_work,
         OnQueue,
@@ -74,9 +77,7 @@ use crate::{
         self,
         Handover, //
     },
-    medium::{
-        Medium, //
-    },
+    medium::Medium,
     stats::Stats, //
 };
 
@@ -88,6 +89,7 @@ pub(crate) struct Vbd {
     /// Directory of the frontend.
     frontend: CString,
     stats: Arc<Stats>,
+    speaker: Arc<Speaker>,
     /// The state that the frontend was last seen in.
     frontend_state: Atomic<u32>,
     /// The node `params` has been written.
@@ -204,7 +206,8 @@ impl Vbd {
         let frontend = CString::try_from(frontend)?;
         let domid = binding.device().otherend_id();
         let guest = context.guests.of_disk(domid)?;
-        let stats = Arc::new(Stats::new(domid, guest), GFP_KERNEL)?;
+        let stats = Arc::new(Stats::new(guest), GFP_KERNEL)?;
+        let speaker = Speaker::new(binding.device().nodename(), domid)?;
         let binding = binding.clone();
         let vbd = Arc::pin_init(
             pin_init!(Self {
@@ -212,6 +215,7 @@ impl Vbd {
                 binding,
                 frontend,
                 stats,
+                speaker,
                 frontend_state: Atomic::new(State::Initialising as u32),
                 params_changed: Atomic::new(false),
                 quiesce: Atomic::new(false),
@@ -426,11 +430,13 @@ impl Vbd {
 
     /// Looks at what the toolstack wants.
     fn take_over(&self) -> Result<Source> {
-        Ok(match handover::take(&self.context.files, &self.binding)? {
-            Handover::Script => Source::Script,
-            Handover::Medium(medium) => Source::Ready(medium),
-            Handover::Refused => Source::Failed,
-        })
+        Ok(
+            match handover::take(&self.context.files, &self.binding, &self.speaker)? {
+                Handover::Script => Source::Script,
+                Handover::Medium(medium) => Source::Ready(medium),
+                Handover::Refused => Source::Failed,
+            },
+        )
     }
 
     /// Says that xenstore gave an error for what is asked first, and closes the disk.
@@ -449,9 +455,7 @@ impl Vbd {
                 State::Closed | State::Closing | State::Connected => {
                     // A new kernel in the guest, or a new driver.
                     self.disconnect(inner);
-                    if self.stats.log.permits(self.name()) {
-                        pr_info!("{}: prepare for reconnect\n", self.name());
-                    }
+                    self.speaker.info_limited(fmt!("prepare for reconnect"));
                     self.binding.switch_state(State::InitWait);
                 }
                 _ => {}
@@ -497,7 +501,7 @@ impl Vbd {
 
     /// Does not serve the frontend as it is, and says why unless it has caused too many lines in the log.
     fn refuse(&self, err: Error, why: &CStr) {
-        if self.stats.log.permits(self.name()) {
+        if self.speaker.permits() {
             self.binding.fatal(err, why);
         } else {
             self.binding.switch_state(State::Closing);

@@ -15,7 +15,6 @@ use core::ptr::NonNull;
 use kernel::{
     pr_err_once,
     prelude::*,
-    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -51,7 +50,7 @@ use crate::{
             Share, //
         }, //
     },
-    module::log::Limit,
+    module::log::Speaker,
     raw,
     request::{
         list::List,
@@ -91,9 +90,8 @@ pub struct Grants {
     /// No other grants, before or after, have the same number.
     id: u64,
     domid: u16,
-    /// Whose requests they are, for log lines, and the limit of these.
-    name: CString,
-    log: &'static Limit,
+    /// Whose requests they are.
+    speaker: Arc<Speaker>,
     /// Pages that grants are mapped into. It holds back enough for one request without indirect segments, so
     /// that a ring whose requests have all been answered can always serve one more.
     pool: PagePool,
@@ -122,7 +120,7 @@ fn say_foreign() {
 
 impl Grants {
     /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`, for a ring of
-    /// so many pages. `share` is the guest's; `name` and `log` are for log lines. May sleep.
+    /// so many pages. `share` is the guest's. May sleep.
     ///
     /// # Errors
     ///
@@ -132,16 +130,14 @@ impl Grants {
         persistent: bool,
         ring_pages: u32,
         share: Arc<Share>,
-        name: &CStr,
-        log: &'static Limit,
+        speaker: Arc<Speaker>,
     ) -> Result<Self> {
         // INVARIANT: All is empty, no page is in use, and 64 bits do not overflow.
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
             credit: Credit::new(share, ring_pages)?,
             domid,
-            name: CString::try_from(name)?,
-            log,
+            speaker,
             pool: PagePool::new(Source::ForGrants, INLINE_SEGMENTS as u8)?,
             kept: persistent.then(Kept::new),
             copies: if persistent {
@@ -321,7 +317,7 @@ impl Grants {
     /// Has Xen do what is in the batch of grants to be unmapped.
     #[inline]
     fn flush_unmaps(&mut self) {
-        let unmapped = self.unmaps.flush(&mut self.pool, &self.name);
+        let unmapped = self.unmaps.flush(&mut self.pool, &self.speaker);
         self.credit.refund(unmapped);
     }
 
@@ -480,13 +476,11 @@ impl Grants {
                 match result {
                     // INVARIANT: The page stays what it is.
                     Ok(()) => slot.backing = Backing::Copied,
-                    Err(status) if self.log.permits(&self.name) => pr_warn!(
-                        "{}: grant {} of a request cannot be copied (grant table error {})\n",
-                        &*self.name,
+                    Err(status) => self.speaker.warn_limited(fmt!(
+                        "grant {} of a request cannot be copied (grant table error {})",
                         slot.gref,
                         status
-                    ),
-                    Err(_) => {}
+                    )),
                 }
             });
         }
@@ -510,20 +504,15 @@ impl Grants {
                 Err(status) if is_no_room(status) => {
                     // INVARIANT: The page stays what it is.
                     slot.backing = Backing::NoRoom;
-                    if self.log.permits(&self.name) {
-                        pr_warn!(
-                            "{}: Xen has no room for another mapping, requests wait (gnttab_max_maptrack_frames)\n",
-                            &*self.name
-                        );
-                    }
+                    self.speaker.warn_limited(fmt!(
+                        "Xen has no room for another mapping, requests wait (gnttab_max_maptrack_frames)"
+                    ));
                 }
-                Err(status) if self.log.permits(&self.name) => pr_warn!(
-                    "{}: grant {} of a request cannot be mapped (grant table error {})\n",
-                    &*self.name,
+                Err(status) => self.speaker.warn_limited(fmt!(
+                    "grant {} of a request cannot be mapped (grant table error {})",
                     slot.gref,
                     status
-                ),
-                Err(_) => {}
+                )),
             }
         });
         let kept = self.persistent();
@@ -636,14 +625,11 @@ impl Grants {
                     let slot = unsafe { slot.as_mut() };
                     // INVARIANT: The page stays what it is.
                     slot.backing = Backing::Own;
-                    if self.log.permits(&self.name) {
-                        pr_warn!(
-                            "{}: grant {} of a request cannot be copied to (grant table error {})\n",
-                            &*self.name,
-                            slot.gref,
-                            status
-                        );
-                    }
+                    self.speaker.warn_limited(fmt!(
+                        "grant {} of a request cannot be copied to (grant table error {})",
+                        slot.gref,
+                        status
+                    ));
                 }
             });
         }
@@ -730,10 +716,9 @@ impl Grants {
 impl Drop for Grants {
     fn drop(&mut self) {
         if !self.give_back(0) {
-            pr_err!(
-                "{}: persistent grants in use at the end, their pages are lost\n",
-                &*self.name
-            );
+            self.speaker.error(fmt!(
+                "persistent grants in use at the end, their pages are lost"
+            ));
         }
     }
 }

@@ -28,6 +28,7 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        Arc,
         Mutex, //
     },
     time::{
@@ -36,6 +37,7 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
+    module::log::Speaker,
     request::{
         Joined,
         Mapped,
@@ -73,8 +75,7 @@ pub(crate) struct FileMedium {
     identity: usize,
     mode: DiskMode,
     path: CString,
-    /// Whose it is, for log lines.
-    disk: CString,
+    speaker: Arc<Speaker>,
     direct: DirectIo,
     nowait: bool,
     /// Not all that a guest may ask for can be done directly.
@@ -99,53 +100,51 @@ impl FileMedium {
         path: CString,
         mode: DiskMode,
         claim: Claim,
-        disk: &CStr,
+        speaker: Arc<Speaker>,
     ) -> Result<Self> {
         let direct = file.direct_io()?;
         let nowait = file.can_nowait();
         match direct {
-            DirectIo::Aligned { memory, offset } => {
-                pr_info!(
-                "{}: file {} on {}: direct I/O, aligned to {} bytes in memory, {} in the file{}\n",
-                disk,
+            DirectIo::Aligned { memory, offset } => speaker.info(fmt!(
+                "file {} on {}: direct I/O, aligned to {} bytes in memory, {} in the file{}",
                 &*path,
                 file.fs_name(),
                 memory,
                 offset,
-                if nowait { "" } else { ", submitted by a workqueue" },
-            )
-            }
-            DirectIo::Unsupported => pr_warn!(
-                "{}: file {} on {}: the file system does no direct I/O on it, using buffered I/O\n",
-                disk,
+                if nowait {
+                    ""
+                } else {
+                    ", submitted by a workqueue"
+                },
+            )),
+            DirectIo::Unsupported => speaker.warn(fmt!(
+                "file {} on {}: the file system does no direct I/O on it, using buffered I/O",
                 &*path,
                 file.fs_name(),
-            ),
-            DirectIo::InMemory => pr_info!(
-                "{}: file {} on {}: buffered I/O, the file system is in memory\n",
-                disk,
+            )),
+            DirectIo::InMemory => speaker.info(fmt!(
+                "file {} on {}: buffered I/O, the file system is in memory",
                 &*path,
                 file.fs_name(),
-            ),
+            )),
         }
         let coarse = match direct {
             DirectIo::Aligned { memory, offset } => memory.max(offset) > SECTOR_SIZE,
             DirectIo::Unsupported | DirectIo::InMemory => false,
         };
         if file.size() % u64::from(SECTOR_SIZE) != 0 {
-            pr_warn!(
-                "{}: file {}: its last {} bytes are no whole sector and cannot be accessed\n",
-                disk,
+            speaker.warn(fmt!(
+                "file {}: its last {} bytes are no whole sector and cannot be accessed",
                 &*path,
                 file.size() % u64::from(SECTOR_SIZE),
-            );
+            ));
         }
         Ok(Self {
             file,
             identity,
             mode,
             path,
-            disk: CString::try_from(disk)?,
+            speaker,
             direct,
             nowait,
             coarse,
@@ -349,18 +348,16 @@ impl FileMedium {
         }
         // What there is in the cache was read by others, before what has been written directly.
         if let Err(err) = self.file.drop_page_cache() {
-            pr_warn!(
-                "{}: file {}: emptying the page cache: {:?}\n",
-                &*self.disk,
+            self.speaker.warn(fmt!(
+                "file {}: emptying the page cache: {:?}",
                 &*self.path,
                 err
-            );
+            ));
         }
-        pr_info!(
-            "{}: file {}: using buffered I/O only, since the guest writes less than direct I/O can\n",
-            &*self.disk,
+        self.speaker.info(fmt!(
+            "file {}: using buffered I/O only, since the guest writes less than direct I/O can",
             &*self.path,
-        );
+        ));
         self.settled.store(true, Release);
     }
 
@@ -416,11 +413,10 @@ impl FileMedium {
             && !self.noted.load(Relaxed)
             && !self.noted.xchg(true, Relaxed)
         {
-            pr_info!(
-                "{}: file {}: using buffered I/O for requests that direct I/O cannot do\n",
-                &*self.disk,
+            self.speaker.info(fmt!(
+                "file {}: using buffered I/O for requests that direct I/O cannot do",
                 &*self.path,
-            );
+            ));
         }
     }
 }

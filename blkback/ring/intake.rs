@@ -160,7 +160,7 @@ impl Ring {
                     Ok(true) => Turn::New,
                     Ok(false) => break,
                     Err(err) => {
-                        self.warn(fmt!(
+                        self.speaker.warn_limited(fmt!(
                             "frontend provided bogus ring requests ({}), halting ring",
                             format_args!("{err}")
                         ));
@@ -317,7 +317,8 @@ impl Ring {
     /// The answer to a request that is against the rules.
     #[cold]
     fn refuse(&self, reject: &Rejected, counts: &mut Counts) -> Response {
-        self.warn(fmt!("refused {}", format_args!("{reject}")));
+        self.speaker
+            .warn_limited(fmt!("refused {}", format_args!("{reject}")));
         counts.refused = counts.refused.wrapping_add(1);
         reject.response()
     }
@@ -344,7 +345,8 @@ impl Ring {
                 let pending = Pending::new(self.clone(), parsed, now).0;
                 let task = pending.task();
                 counts.request(task.action, task.way, 0, true);
-                self.warn(fmt!("a request cannot be done: {:?}", err));
+                self.speaker
+                    .warn_limited(fmt!("a request cannot be done: {:?}", err));
                 Attempt::Refused(parsed.response(Status::Error))
             }
             Err(Unstaged::Rejected(why)) => {

@@ -157,7 +157,7 @@ impl Pending {
         let status = match result {
             Ok(()) => Status::Okay,
             Err(err) => {
-                ring.warn(fmt!(
+                ring.speaker.warn_limited(fmt!(
                     "{:?} at sector {} failed: {:?}",
                     self.task.action,
                     self.task.sector,

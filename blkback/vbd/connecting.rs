@@ -126,7 +126,8 @@ impl Vbd {
         });
         // Without the nodes a frontend uses less of what there is.
         if let Err(err) = published {
-            pr_warn!("{}: writing what is offered: {:?}\n", self.name(), err);
+            self.speaker
+                .warn(fmt!("writing what is offered: {:?}", err));
         }
     }
 
@@ -147,6 +148,7 @@ impl Vbd {
             disk,
             inner.offer,
             &self.stats,
+            &self.speaker,
             self.dev(),
             &self.frontend,
         );
@@ -191,7 +193,7 @@ impl Vbd {
         }
         let since = now.saturating_sub(*at);
         // A line of the guest's limit is taken, but not waited for for ever.
-        since < *pause || (since < REFUSAL_PAUSE_AT_MOST && !self.stats.log.has_room(self.name()))
+        since < *pause || (since < REFUSAL_PAUSE_AT_MOST && !self.speaker.has_room())
     }
 
     /// The disk that a medium makes, as far as the toolstack allows.
@@ -219,10 +221,9 @@ impl Vbd {
     fn connect_later(self: &Arc<Self>, inner: &mut Inner, now: u64, refusal: &Refusal) {
         if refusal.cause == Cause::EventChannel && inner.former.is_some() {
             if inner.former == Some(0) {
-                pr_info!(
-                    "{}: waits for the requests of the driver that had it before\n",
-                    self.name()
-                );
+                self.speaker.info(fmt!(
+                    "waits for the requests of the driver that had it before"
+                ));
             }
             return self.look_again(inner);
         }
@@ -238,12 +239,8 @@ impl Vbd {
     }
 
     fn say_connected(&self, connection: &Connection, disk: &Disk) {
-        if !self.stats.log.permits(self.name()) {
-            return;
-        }
-        pr_info!(
-            "{}: using {} queues of {} ring pages, protocol {}, {}{} sectors, {}\n",
-            self.name(),
+        self.speaker.info_limited(fmt!(
+            "using {} queues of {} ring pages, protocol {}, {}{} sectors, {}",
             connection.queues(),
             connection.ring_pages(),
             connection.abi().name(),
@@ -258,7 +255,7 @@ impl Vbd {
             } else {
                 "writable"
             },
-        );
+        ));
     }
 
     /// As [`Vbd::connect`], while the frontend takes us for connected: it goes on with the requests that have not been
@@ -323,7 +320,8 @@ impl Vbd {
             return;
         }
         let name = self.name();
-        pr_info!("{name}: size changed from {before} to {sectors} sectors\n");
+        self.speaker
+            .info(fmt!("size changed from {} to {} sectors", before, sectors));
         let told = self.binding.publish(|xbt| {
             xbt.write(name, c"sectors", fmt!("{}", sectors))?;
             // The frontend looks at it when our state is written, even if it is the same.
@@ -331,7 +329,7 @@ impl Vbd {
         });
         match told {
             Ok(_) => inner.sectors = sectors,
-            Err(err) => pr_warn!("{name}: writing sectors: {err:?}\n"),
+            Err(err) => self.speaker.warn(fmt!("writing sectors: {:?}", err)),
         }
     }
 

@@ -84,8 +84,14 @@ impl Vbd {
         let mode =
             xenstore::read(self.name(), c"mode").map_err(|err| fatal(err, c"reading mode"))?;
         let mode = DiskMode::from_node(mode.as_bytes());
-        let behind = handover::behind(&self.context.files, &self.binding, numbers, mode)
-            .map_err(|message| fatal(EBUSY, &message))?;
+        let behind = handover::behind(
+            &self.context.files,
+            &self.binding,
+            &self.speaker,
+            numbers,
+            mode,
+        )
+        .map_err(|message| fatal(EBUSY, &message))?;
         let medium = match behind {
             Behind::Medium(medium) => medium,
             Behind::Device(backing) => self.open_numbers(numbers, mode, Some(backing))?,
@@ -134,7 +140,7 @@ impl Vbd {
             Ok(false) => return,
             Err(err) => return self.binding.error(err, c"changing the medium"),
         }
-        let change = handover::change(&self.context.files, &self.binding, medium);
+        let change = handover::change(&self.context.files, &self.binding, &self.speaker, medium);
         let medium = match change {
             Ok(None) => return,
             Ok(Some(medium)) => medium,
@@ -145,8 +151,8 @@ impl Vbd {
             Err(_) => return self.binding.error(ENOMEM, c"changing the medium"),
         };
         match medium.path() {
-            Some(path) => pr_info!("{}: medium changed to file {}\n", self.name(), path),
-            None => pr_info!("{}: medium taken out\n", self.name()),
+            Some(path) => self.speaker.info(fmt!("medium changed to file {}", path)),
+            None => self.speaker.info(fmt!("medium taken out")),
         }
         // What is in flight ends on the old medium. The rings are attached to anew, at the requests
         // that have not been taken.

@@ -9,6 +9,7 @@ use kernel::prelude::*;
 
 use crate::{
     grants::pool::PagePool,
+    module::log::Speaker,
     raw,
     request::slot::Slot, //
 };
@@ -217,10 +218,10 @@ impl Unmaps {
         let _ = self.pages.push_within_capacity(page.as_ptr());
     }
 
-    /// Has all operations done, and gives the pages to `pool`; `name` is for log lines. How many pages are not
-    /// mapped any more. May sleep.
+    /// Has all operations done, and gives the pages to `pool`. Returns how many pages are not mapped any more.
+    /// May sleep.
     #[inline]
-    pub(crate) fn flush(&mut self, pool: &mut PagePool, name: &CStr) -> u32 {
+    pub(crate) fn flush(&mut self, pool: &mut PagePool, speaker: &Speaker) -> u32 {
         if self.ops.is_empty() {
             return 0;
         }
@@ -244,10 +245,11 @@ impl Unmaps {
                     unmapped = unmapped.wrapping_add(1);
                 },
                 // The page may still show the guest's memory; it can never be used again.
-                _ => pr_err!(
-                    "{name}: a grant cannot be unmapped (error {ret}, {}), a page is lost\n",
+                _ => speaker.error(fmt!(
+                    "a grant cannot be unmapped (error {}, {}), a page is lost",
+                    ret,
                     op.status
-                ),
+                )),
             }
         }
         self.ops.clear();

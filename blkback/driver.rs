@@ -9,7 +9,8 @@
 use blkif::node::State;
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    ModuleMetadata, //
 };
 use xen_bindings::{
     sysfs::Group,
@@ -42,7 +43,11 @@ impl kernel::InPlaceModule for Module {
         pin_init::pin_init_scope(move || {
             let context = Context::new(<Driver as xenbus::Driver>::NAME)?;
             Ok(try_pin_init!(Self {
-                registration <- xenbus::Registration::new(context.clone(), module),
+                registration <- xenbus::Registration::new(
+                    context.clone(),
+                    module,
+                    <Self as ModuleMetadata>::NAME,
+                ),
                 _: {
                     if registration.has_rival(IN_TREE) {
                         pr_warn!(

@@ -829,6 +829,9 @@ impl WorkItem for Ring {
 }
 
 impl evtchn::Handler for Ring {
+    // As the in-tree driver's.
+    const NAME: &'static CStr = c"blkif-backend";
+
     fn event(this: &Arc<Self>) {
         this.event.store(true, Relaxed);
         this.schedule();

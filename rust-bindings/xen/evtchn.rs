@@ -19,6 +19,9 @@ use crate::{
 
 /// Who receives the events of a channel.
 pub trait Handler: Send + Sync + 'static {
+    /// Whose events they are, in `/proc/interrupts`.
+    const NAME: &'static CStr;
+
     /// An event has arrived. Hard interrupt context: must not sleep, must be short.
     ///
     /// No further event arrives until [`EventChannel::eoi`].
@@ -58,7 +61,7 @@ impl<T: Handler> EventChannel<T> {
                 port,
                 Some(Self::callback),
                 0,
-                c"blkif-backend".as_char_ptr(),
+                T::NAME.as_char_ptr(),
                 dev_id.cast(),
             )
         };

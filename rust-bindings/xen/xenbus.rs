@@ -181,6 +181,39 @@ impl<D: Send + Sync + 'static> sysfs::Bound for Bound<D> {
 }
 
 /// A driver for the backends of one type of device.
+///
+/// # Examples
+///
+/// ```ignore
+/// struct Echo;
+///
+/// impl xenbus::Driver for Echo {
+///     type Data = Arc<Session>;
+///     type Context = ();
+///     const NAME: &'static CStr = c"echo-backend";
+///     const DEVICE_TYPE: &'static CStr = c"echo";
+///     const GROUPS: &'static [Group<Arc<Session>>] = &[];
+///
+///     fn probe(_: &Arc<()>, binding: &Arc<Binding>, otherend: &CStr) -> Result<Arc<Session>> {
+///         Session::new(binding.clone(), otherend)
+///     }
+///
+///     // All that waits is done by a work item of the session's: these run in the thread of all Xen devices.
+///     fn bound(session: &Arc<Session>) {
+///         session.schedule();
+///     }
+///
+///     fn otherend_changed(session: &Arc<Session>, state: State) {
+///         session.follow(state);
+///     }
+///
+///     fn reclaim_memory(_: &Arc<Session>) {}
+///
+///     fn remove(session: &Arc<Session>) {
+///         session.schedule();
+///     }
+/// }
+/// ```
 pub trait Driver: Sized + 'static {
     /// The driver's data of one device.
     type Data: Send + Sync + 'static;
@@ -243,12 +276,17 @@ unsafe impl<T: Driver> Sync for Registration<T> {}
 unsafe impl<T: Driver> Send for Registration<T> {}
 
 impl<T: Driver> Registration<T> {
-    /// Registers the driver. Devices may be probed before this returns. May sleep.
+    /// Registers the driver, which is part of the module of this name. Devices may be probed before this returns. May
+    /// sleep.
     ///
     /// # Errors
     ///
     /// What `__xenbus_register_backend` returns: `EBUSY` for a name that is taken.
-    pub fn new(context: Arc<T::Context>, module: &'static ThisModule) -> impl PinInit<Self, Error> {
+    pub fn new(
+        context: Arc<T::Context>,
+        module: &'static ThisModule,
+        name: &'static CStr,
+    ) -> impl PinInit<Self, Error> {
         let mut ids: [raw::xenbus_device_id; 2] = pin_init::zeroed();
         if let Some(id) = ids.first_mut() {
             for (to, from) in id
@@ -280,11 +318,7 @@ impl<T: Driver> Registration<T> {
                     (*drv).reclaim_memory = Some(Self::reclaim_memory_callback);
                     // The state stays what it is when the driver is unbound: the next one goes on.
                     (*drv).allow_rebind = true;
-                    raw::__xenbus_register_backend(
-                        drv,
-                        module.as_ptr(),
-                        c"xen_blkback_rs".as_char_ptr(),
-                    )
+                    raw::__xenbus_register_backend(drv, module.as_ptr(), name.as_char_ptr())
                 };
                 to_result(ret)
             }),

@@ -25,7 +25,7 @@ from xb.module import Target
 
 ROOT = BUILD / "root"
 TESTS = TOP / "tests/nested"
-DIST = TOP / "scripts/dist"
+DIST = TOP / "dist"
 MEMORY, DOM0_MEMORY = 2304, 1152
 # QEMU's emulation loses AVX state when Xen switches between virtual processors (10.0: dom0's programs crash or hang
 # in one boot of two), so the machine has none of it, nor XSAVE.

@@ -214,7 +214,7 @@ def need_kernel(release: str, dest: Path) -> None:
 
 def install(release: str, dest: Path, ko: Path | None) -> None:
     """Puts module, modprobe.d file and hotplug helper where a Debian dom0 looks for them; without KO removes them."""
-    dist = TOP / "scripts/dist"
+    dist = TOP / "dist"
     modules = dest / "lib/modules" / release
     files = {modules / f"updates/{NAME}.ko": (ko, 0o644),
              dest / f"etc/modprobe.d/{NAME}.conf": (dist / f"{NAME}.conf", 0o644),

@@ -3,6 +3,7 @@
 //! The pages behind a guest's grants, made ready for I/O and given back: mapped, copied, or mapped
 //! already, whichever is best for each of them.
 
+mod batch;
 pub mod copy;
 mod map;
 mod persistent;

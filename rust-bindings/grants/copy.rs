@@ -11,6 +11,7 @@ use core::{
 };
 use kernel::prelude::*;
 
+use super::batch::Batch;
 use crate::{
     grants::pool::{
         PagePool,
@@ -23,9 +24,6 @@ use crate::{
         Direction, //
     }, //
 };
-
-/// Copies that go into one hypercall at most.
-const BATCH: usize = 64;
 
 /// Pages of dom0's memory that the requests of one ring can have at a time: a guest must not be able to
 /// use it up with rings that are many and long. More is mapped.
@@ -108,12 +106,12 @@ impl Copier {
 ///
 /// # Invariants
 ///
-/// The vectors have room for [`BATCH`] elements and are of the same length.
+/// The batches are of the same length.
 pub(crate) struct Copies {
     domid: u16,
-    ops: KVec<raw::gnttab_copy>,
+    ops: Batch<raw::gnttab_copy>,
     /// For which slot each operation is.
-    whose: KVec<NonNull<Slot>>,
+    whose: Batch<NonNull<Slot>>,
     pages: PagePool,
     /// Pages that are in use, at most [`MAX_PAGES`].
     in_use: usize,
@@ -126,11 +124,11 @@ impl Copies {
     ///
     /// `ENOMEM`.
     pub(crate) fn new(domid: u16) -> Result<Self> {
-        // INVARIANT: The room is allocated here.
+        // INVARIANT: All are empty.
         Ok(Self {
             domid,
-            ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            whose: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            ops: Batch::new()?,
+            whose: Batch::new()?,
             pages: PagePool::new(Source::Memory, 0)?,
             in_use: 0,
         })
@@ -169,7 +167,7 @@ impl Copies {
     /// Is there no room for another operation?
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.ops.len() >= BATCH
+        self.ops.is_full()
     }
 
     /// Adds an operation, for which there must be room: from the guest for a write to the disk, to the
@@ -204,8 +202,8 @@ impl Copies {
             }
             op.assume_init()
         };
-        let _ = self.ops.push_within_capacity(op);
-        let _ = self.whose.push_within_capacity(slot);
+        self.ops.push(op);
+        self.whose.push(slot);
     }
 
     /// Has all operations done; `then` is told of each with the error of the grant table, if there was one. May sleep.
@@ -216,7 +214,7 @@ impl Copies {
         }
         // SAFETY: The array has `len` elements; what they name may be copied by the guarantees of `add`.
         unsafe { raw::gnttab_batch_copy(self.ops.as_mut_ptr(), self.ops.len() as u32) };
-        for (whose, op) in self.whose.iter_mut().zip(&self.ops) {
+        for (whose, op) in self.whose.iter_mut().zip(self.ops.iter()) {
             then(
                 whose,
                 if op.status == raw::GNTST_okay as i16 {

@@ -7,6 +7,7 @@
 use core::ptr::NonNull;
 use kernel::prelude::*;
 
+use super::batch::Batch;
 use crate::{
     grants::pool::PagePool,
     module::log::Speaker,
@@ -14,21 +15,17 @@ use crate::{
     request::slot::Slot, //
 };
 
-/// Grants that go into one hypercall at most. A hypercall of 64 operations costs Xen some tens of
-/// microseconds, and its arrays 5 KiB of memory per ring.
-const BATCH: usize = 64;
-
 /// Grants that are to be mapped.
 ///
 /// # Invariants
 ///
-/// The vectors have room for [`BATCH`] elements and are of the same length.
+/// The batches are of the same length.
 pub(crate) struct Maps {
     domid: u16,
-    ops: KVec<raw::gnttab_map_grant_ref>,
-    pages: KVec<*mut raw::page>,
+    ops: Batch<raw::gnttab_map_grant_ref>,
+    pages: Batch<*mut raw::page>,
     /// For which slot each operation is.
-    whose: KVec<NonNull<Slot>>,
+    whose: Batch<NonNull<Slot>>,
 }
 
 impl Maps {
@@ -38,12 +35,12 @@ impl Maps {
     ///
     /// `ENOMEM`.
     pub(crate) fn new(domid: u16) -> Result<Self> {
-        // INVARIANT: The room is allocated here.
+        // INVARIANT: All are empty.
         Ok(Self {
             domid,
-            ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            whose: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            ops: Batch::new()?,
+            pages: Batch::new()?,
+            whose: Batch::new()?,
         })
     }
 
@@ -56,7 +53,7 @@ impl Maps {
     /// Is there no room for another operation?
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.ops.len() >= BATCH
+        self.ops.is_full()
     }
 
     /// The operation that maps a grant into `page`.
@@ -98,9 +95,9 @@ impl Maps {
     ) {
         // SAFETY: By the caller's guarantee.
         let op = unsafe { self.operation(gref, page, readonly) };
-        let _ = self.ops.push_within_capacity(op);
-        let _ = self.pages.push_within_capacity(page.as_ptr());
-        let _ = self.whose.push_within_capacity(slot);
+        self.ops.push(op);
+        self.pages.push(page.as_ptr());
+        self.whose.push(slot);
     }
 
     /// Has all operations done; `then` is told of each with the handle of the mapping, or with the error of
@@ -121,7 +118,7 @@ impl Maps {
                 self.ops.len() as u32,
             )
         };
-        for (whose, op) in self.whose.iter_mut().zip(&self.ops) {
+        for (whose, op) in self.whose.iter_mut().zip(self.ops.iter()) {
             let okay = op.status == raw::GNTST_okay as i16;
             if okay && ret != 0 {
                 // Xen has mapped it, but the kernel does not know of that.
@@ -167,11 +164,11 @@ impl Maps {
 ///
 /// # Invariants
 ///
-/// The vectors have room for [`BATCH`] elements and are of the same length. The grants are mapped into
+/// The batches are of the same length. The grants are mapped into
 /// the pages, which are nobody else's.
 pub(crate) struct Unmaps {
-    ops: KVec<raw::gnttab_unmap_grant_ref>,
-    pages: KVec<*mut raw::page>,
+    ops: Batch<raw::gnttab_unmap_grant_ref>,
+    pages: Batch<*mut raw::page>,
 }
 
 impl Unmaps {
@@ -181,10 +178,10 @@ impl Unmaps {
     ///
     /// `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
-        // INVARIANT: The room is allocated here.
+        // INVARIANT: All are empty.
         Ok(Self {
-            ops: KVec::with_capacity(BATCH, GFP_KERNEL)?,
-            pages: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            ops: Batch::new()?,
+            pages: Batch::new()?,
         })
     }
 
@@ -197,7 +194,7 @@ impl Unmaps {
     /// Is there no room for another operation?
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.ops.len() >= BATCH
+        self.ops.is_full()
     }
 
     /// Adds an operation, for which there must be room.
@@ -214,8 +211,8 @@ impl Unmaps {
         // One that Xen does not get to has failed.
         op.status = raw::GNTST_general_error as i16;
         // INVARIANT: By the caller's guarantee.
-        let _ = self.ops.push_within_capacity(op);
-        let _ = self.pages.push_within_capacity(page.as_ptr());
+        self.ops.push(op);
+        self.pages.push(page.as_ptr());
     }
 
     /// Has all operations done, and gives the pages to `pool`. Returns how many pages are not mapped any more.
@@ -235,7 +232,7 @@ impl Unmaps {
                 self.ops.len() as u32,
             )
         };
-        for (page, op) in self.pages.iter().zip(&self.ops) {
+        for (page, op) in self.pages.iter().zip(self.ops.iter()) {
             match NonNull::new(*page) {
                 // With an error the kernel may still have it for a page of the guest, whatever Xen says.
                 //

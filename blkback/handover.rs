@@ -241,7 +241,7 @@ pub(crate) fn is_drive(disk: &CStr) -> Result<bool> {
     Ok(is(c"device-type", b"cdrom")? || is(c"removable", b"1")?)
 }
 
-/// What a script has named as the medium of a disk, beside the block device.
+/// What a script has named as the medium of a disk, besides the block device.
 pub(crate) enum Behind {
     /// Nothing: it is the device.
     Nothing,
@@ -528,7 +528,7 @@ impl Disk<'_> {
         Ok(())
     }
 
-    /// Who in this domain has a file that the disk has claimed, beside our disks. A guest that writes excludes loop
+    /// Who in this domain has a file that the disk has claimed, besides our disks. A guest that writes excludes loop
     /// devices and whoever writes, one that reads only a loop device that writes: a program may be finishing an image.
     fn other(&self, file: &Path, claim: &Claim) -> Option<Someone> {
         if claim.is_shared_by_vm(file) {
@@ -547,7 +547,7 @@ impl Disk<'_> {
     }
 }
 
-/// Who has a file, beside our disks.
+/// Who has a file, besides our disks.
 enum Someone {
     /// A loop device with these numbers.
     Loop((u32, u32)),

@@ -147,8 +147,9 @@ pub(crate) struct Ring {
     busy: Atomic<bool>,
     /// An event has arrived that has not been acknowledged.
     event: Atomic<bool>,
-    /// Memory that has not been used for a while, or all that is not in use, is to be given back.
+    /// Memory that has not been used for a while is to be given back.
     idle: Atomic<bool>,
+    /// Memory is short: all that is not in use is to be given back.
     reclaim: Atomic<bool>,
     /// When that was last asked for ([`clock::nanoseconds`]).
     reclaimed: Atomic<u64>,
@@ -672,7 +673,7 @@ impl Ring {
         }
     }
 
-    /// Unmaps and answers what is done. Whether there was anything.
+    /// Unmaps and answers finished requests. Returns whether there were any.
     fn answer(&self, state: &mut State, look_at_held: bool) -> bool {
         let State {
             memory: Some(memory),
@@ -776,7 +777,7 @@ impl Ring {
             && !self.gate.is_closed()
     }
 
-    /// Asks the frontend for an event at its next request, or at a later one. Whether there is one
+    /// Asks the frontend for an event at its next request, or at a later one. Returns whether there is one
     /// already.
     fn more_requests(&self, state: &mut State, hold: Option<Hold>) -> bool {
         if !self.listens(state) {

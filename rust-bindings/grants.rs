@@ -96,9 +96,9 @@ pub struct Grants {
     /// Pages that grants are mapped into. It holds back enough for one request without indirect segments, so
     /// that a ring whose requests have all been answered can always serve one more.
     pool: PagePool,
-    /// None if the frontend does not use persistent grants.
+    /// `None` if the frontend does not use persistent grants.
     kept: Option<Kept>,
-    /// None if it does.
+    /// `None` if it does use them.
     copies: Option<Copies>,
     ways: Ways,
     credit: Credit,
@@ -223,7 +223,7 @@ impl Grants {
         self.credit.spend().then_some(()).ok_or(ENOSPC)
     }
 
-    /// Whether the ring may ask for more of the guest's share than it has at hand, which is at least enough for
+    /// Sets whether the ring may ask for more of the guest's share than it has at hand, which is at least enough for
     /// a request without indirect segments when it has none in flight.
     #[inline]
     pub fn set_may_ask(&mut self, may_ask: bool) {
@@ -263,7 +263,7 @@ impl Grants {
         Ok(copier.pairs(pairs))
     }
 
-    /// Whether the grant is, or could be made, a persistent one that is mapped, and has been copied.
+    /// Returns whether the grant is, or could be made, a persistent one that is mapped, and has been copied.
     fn copy_kept(&mut self, gref: u32, pairs: usize, copier: &mut Copier) -> bool {
         let Some(kept) = &mut self.kept else {
             return false;
@@ -700,7 +700,7 @@ impl Grants {
     }
 
     /// Returns the persistent grants that have not been used for `unused`, and the pages that are
-    /// not in use. Whether no persistent grant is left. May sleep.
+    /// not in use. Returns whether no persistent grant is left. May sleep.
     pub fn give_back(&mut self, unused: Jiffies) -> bool {
         let until = (jiffies() as u64).checked_sub(unused as u64);
         if let Some(until) = until {

@@ -305,7 +305,7 @@ impl<T: Owner> Inner<T> {
         unsafe { kernel::container_of!(cell, Self, link) }
     }
 
-    /// Drops one of the two references of an I/O in flight. Whether it was the last. If not, whoever has the
+    /// Drops one of the two references of an I/O in flight. Returns whether it was the last. If not, whoever has the
     /// other may free the request before this returns: hence no reference to it.
     ///
     /// # Safety

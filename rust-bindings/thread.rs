@@ -62,14 +62,14 @@ impl Default for Wanted {
 }
 
 impl Wanted {
-    /// Says that it is. Whether nobody had said so before. Orders what the caller did before, as seen
+    /// Sets the flag. Returns `true` if it was clear. Orders what the caller did before, as seen
     /// by the thread when it finds the flag set.
     #[inline]
     fn set(&self) -> bool {
         !self.0.xchg(true, Full)
     }
 
-    /// Says that it is not any more. Whether it was.
+    /// Clears the flag. Returns whether it was set.
     #[inline]
     fn take(&self) -> bool {
         self.0.xchg(false, Full)
@@ -179,7 +179,7 @@ impl<T: Worker> Thread<T> {
         0
     }
 
-    /// Sleeps until there is something to do, or for so many nanoseconds. Whether there is; if not, the
+    /// Sleeps until there is something to do, or for so many nanoseconds. Returns whether there is; if not, the
     /// thread is to end.
     fn wait(wanted: &Wanted, patience: Option<u64>) -> bool {
         loop {

@@ -31,9 +31,10 @@ const LONGEST: u64 = 10_000_000;
 /// Answers are held for as long as the missing requests should take, and so many more.
 const SLACK: u32 = 4;
 
-/// So many times the usual interval without a request is a pause, after which nothing is held until so
-/// many requests have come without another.
+/// A time without a request is a pause if it is this many times the usual interval.
 const PAUSE: u64 = 16;
+
+/// After a pause nothing is held until this many requests have come without another one.
 const BUSY: u32 = 8;
 
 /// Least and most requests from one trial to the next.

@@ -210,7 +210,7 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// Does another use of the file at `path`, which this is a claim of, belong to the same virtual machine, and write?
-    /// Then who has the file beside our disks may be its device model, and has been asked for when the other one began.
+    /// Then who has the file besides our disks may be its device model, and has been asked for when the other one began.
     pub(crate) fn is_shared_by_vm(&self, path: &Path) -> bool {
         let file = path.identity();
         let users = self.files.users.lock();

@@ -87,7 +87,7 @@ impl Gate {
         self.closed.load(Relaxed)
     }
 
-    /// Closes the gate for a barrier of the ring `number`, unless another ring has. Whether all other
+    /// Closes the gate for a barrier of the ring `number`, unless another ring has. Returns whether all other
     /// rings are quiet, so that the barrier can be done as soon as this one is. May sleep.
     pub(crate) fn close(&self, number: usize) -> bool {
         let mut inner = self.inner.lock();

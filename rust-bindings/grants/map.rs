@@ -254,7 +254,7 @@ impl Unmaps {
         unmapped
     }
 
-    /// Unmaps a single grant; the page stays the caller's. Whether that could be done. May sleep.
+    /// Unmaps a single grant; the page stays the caller's. Returns whether that could be done. May sleep.
     ///
     /// # Safety
     ///

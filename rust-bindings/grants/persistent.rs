@@ -141,7 +141,7 @@ impl Kept {
         }
     }
 
-    /// Gives up the room for grants if there are none. Whether there are none.
+    /// Gives up the room for grants if there are none. Returns whether there are none.
     pub(crate) fn shrink(&mut self) -> bool {
         let empty = self.table.is_empty();
         if empty {

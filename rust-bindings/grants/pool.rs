@@ -164,7 +164,7 @@ impl Drop for PagePool {
     }
 }
 
-/// Does somebody beside us hold a reference to a page of a pool?
+/// Does somebody besides us hold a reference to a page of a pool?
 #[inline]
 pub(crate) fn is_referenced(page: NonNull<raw::page>) -> bool {
     // SAFETY: Pages of pools are valid, in use or not.

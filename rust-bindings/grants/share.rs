@@ -49,7 +49,7 @@ pub struct Share {
     kept: Atomic<u32>,
 }
 
-/// Adds to the number, if what it becomes is permitted. Whether it is.
+/// Adds to the number, if what it becomes is permitted. Returns whether it is.
 fn raise(number: &Atomic<u32>, by: u32, permits: impl Fn(u32) -> bool) -> bool {
     let mut old = number.load(Relaxed);
     loop {
@@ -175,7 +175,7 @@ impl Credit {
         })
     }
 
-    /// Whether the ring may ask for more than it has.
+    /// Sets whether the ring may ask for more than it has.
     #[inline]
     pub(crate) fn set_may_ask(&mut self, may_ask: bool) {
         self.may_ask = may_ask;

@@ -89,7 +89,7 @@ impl Speaker {
         pr_err!("{}: {}\n", self.name(), what);
     }
 
-    /// Whether a line may be printed now that the guest has caused. Says so when some of the guest's were left out
+    /// Returns whether a line may be printed now that the guest has caused. Says so when some of the guest's were left out
     /// before. Two that ask at the same time may get one line too many.
     pub fn permits(&self) -> bool {
         self.limit.permits(&self.name)

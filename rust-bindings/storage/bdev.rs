@@ -36,7 +36,7 @@ use crate::{
 pub enum Access {
     /// For reading; others may write.
     Read,
-    /// For reading and writing, claimed: dom0 cannot mount it, and it cannot be mounted. Several
+    /// For reading and writing, claimed: it must not be mounted, and cannot be. Several
     /// disks of ours may share one claim, as they do for a moment in a local migration.
     Write,
     /// For reading and writing whatever others do with it (mode `w!`).

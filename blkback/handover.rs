@@ -43,10 +43,7 @@ use xen_bindings::{
         log::Speaker,
         params, //
     },
-    storage::{
-        file::Access,
-        path::Path, //
-    },
+    storage::path::Path,
     xen::{
         xenbus::Binding,
         xenstore::{
@@ -59,6 +56,7 @@ use xen_bindings::{
 
 use crate::{
     medium::{
+        access,
         claims::{
             Backing,
             Claim,
@@ -427,13 +425,8 @@ impl Disk<'_> {
         device: Option<&LoopDevice>,
     ) -> Result<FileMedium, Message> {
         let claim = self.claim(path, &file, self.use_of(0..u64::MAX, true, device))?;
-        let access = if self.mode.writable {
-            Access::Write
-        } else {
-            Access::Read
-        };
         let open = file
-            .open(access)
+            .open(access(self.mode))
             .map_err(|err| refuse(path, err, self.purpose()))?;
         self.see_to_others(path, &file, &claim)?;
         CString::try_from(path)

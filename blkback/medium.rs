@@ -28,6 +28,7 @@ use xen_bindings::{
     storage::{
         bdev::BlockDevice,
         file::File,
+        Access,
         DiscardLimits, //
     },
     work::OwnedQueue, //
@@ -76,6 +77,15 @@ impl Properties {
         removable: false,
         discard: None,
     };
+}
+
+/// How a medium is opened that a guest may use so.
+pub(crate) fn access(mode: DiskMode) -> Access {
+    match (mode.writable, mode.shared) {
+        (false, _) => Access::Read,
+        (true, false) => Access::Write,
+        (true, true) => Access::WriteShared,
+    }
 }
 
 impl Medium {

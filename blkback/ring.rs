@@ -160,7 +160,7 @@ pub(crate) struct Ring {
     #[pin]
     drained: Completion,
     #[pin]
-    state: Mutex<State>,
+    state: Mutex<WorkerState>,
     view: View,
     wanted: Wanted,
     /// Set by [`Ring::prepare`].
@@ -204,7 +204,7 @@ impl View {
     }
 
     /// Writes down what there is now.
-    fn update(&self, state: &State) {
+    fn update(&self, state: &WorkerState) {
         self.slots.store(state.back.entries(), Relaxed);
         self.in_flight.store(state.back.outstanding(), Relaxed);
         self.persistent
@@ -238,7 +238,7 @@ pub(crate) struct Common<'a> {
 }
 
 /// What only the worker uses.
-struct State {
+struct WorkerState {
     /// None once the ring has been shut down.
     memory: Option<RingMemory>,
     /// From the start of the ring until [`Ring::unbind`]. It has a reference to the ring.
@@ -336,7 +336,7 @@ impl Ring {
                 ));
             }
         })?;
-        let state = State {
+        let state = WorkerState {
             memory: Some(memory),
             channel: None,
             back,
@@ -616,8 +616,8 @@ impl Ring {
     }
 
     /// Is there something to do, as far as is known without asking for an event?
-    fn can_go_on(&self, state: &mut State) -> bool {
-        let State {
+    fn can_go_on(&self, state: &mut WorkerState) -> bool {
+        let WorkerState {
             memory: Some(memory),
             back,
             parked,
@@ -634,7 +634,7 @@ impl Ring {
     }
 
     /// Returns memory and persistent grants that the ring can do without.
-    fn keep_house(self: &Arc<Self>, state: &mut State) {
+    fn keep_house(self: &Arc<Self>, state: &mut WorkerState) {
         let waiting = u32::from(!state.parked.is_empty());
         let idle = state.back.outstanding() == waiting;
         let Supplies { grants, spares, .. } = &mut state.supplies;
@@ -674,8 +674,8 @@ impl Ring {
     }
 
     /// Unmaps and answers finished requests. Returns whether there were any.
-    fn answer(&self, state: &mut State, look_at_held: bool) -> bool {
-        let State {
+    fn answer(&self, state: &mut WorkerState, look_at_held: bool) -> bool {
+        let WorkerState {
             memory: Some(memory),
             back,
             moderation,
@@ -713,7 +713,7 @@ impl Ring {
             back.put_response(memory, finished.data.response(self, finished.result));
             spares.put(finished.memory);
         });
-        counts.pages(grants.take_ways());
+        counts.pages(grants.take_page_counts());
         grants.settle(self.stats.guest.has_waiting());
         self.stats.guest.wake_others(self);
         // Requests that have come meanwhile are open, too. A broken ring is found when one is taken.
@@ -732,8 +732,8 @@ impl Ring {
     }
 
     /// Tells the frontend of all answers.
-    fn publish(&self, state: &mut State) {
-        let State {
+    fn publish(&self, state: &mut WorkerState) {
+        let WorkerState {
             memory: Some(memory),
             channel: Some(channel),
             back,
@@ -752,7 +752,7 @@ impl Ring {
     }
 
     /// Before the worker sleeps: tells the frontend of answers, unless that can wait.
-    fn tell(&self, state: &mut State) -> Option<Hold> {
+    fn tell(&self, state: &mut WorkerState) -> Option<Hold> {
         let answers = state.back.unpublished();
         let memory = state.memory.as_ref().filter(|_| answers > 0)?;
         // A frontend that has not got around to the answers before finds these without an event.
@@ -769,7 +769,7 @@ impl Ring {
     }
 
     /// Could a request be taken, if there were one?
-    fn listens(&self, state: &State) -> bool {
+    fn listens(&self, state: &WorkerState) -> bool {
         !state.broken
             && !state.is_held_up()
             && state.channel.is_some()
@@ -779,11 +779,11 @@ impl Ring {
 
     /// Asks the frontend for an event at its next request, or at a later one. Returns whether there is one
     /// already.
-    fn more_requests(&self, state: &mut State, hold: Option<Hold>) -> bool {
+    fn more_requests(&self, state: &mut WorkerState, hold: Option<Hold>) -> bool {
         if !self.listens(state) {
             return false;
         }
-        let State {
+        let WorkerState {
             memory: Some(memory),
             back,
             ..
@@ -797,7 +797,7 @@ impl Ring {
     }
 }
 
-impl State {
+impl WorkerState {
     /// Does a request that has been taken hold up those behind it?
     fn is_held_up(&self) -> bool {
         !self.parked.is_empty() || !self.no_room.is_empty()

@@ -21,10 +21,10 @@ use kernel::{
     }, //
 };
 use xen_bindings::{
-    grants::Ways,
+    grants::PageCounts,
     sysfs::{
         Attribute,
-        Value, //
+        Content, //
     }, //
 };
 
@@ -81,7 +81,7 @@ macro_rules! counters {
             pub(crate) const FILES: &'static [Attribute<D>] = &[
                 $(Attribute {
                     name: $file,
-                    show: |data| Value::Number(data.as_ref().$name.load(Relaxed).unsigned_abs()),
+                    show: |data| Content::Number(data.as_ref().$name.load(Relaxed).unsigned_abs()),
                     store: None,
                 },)*
             ];
@@ -193,9 +193,9 @@ impl Counts {
     }
 
     /// So many pages have been made accessible.
-    pub(crate) fn pages(&mut self, ways: Ways) {
-        self.mapped = self.mapped.wrapping_add(i64::from(ways.mapped));
-        self.copied = self.copied.wrapping_add(i64::from(ways.copied));
-        self.persistent = self.persistent.wrapping_add(i64::from(ways.persistent));
+    pub(crate) fn pages(&mut self, counts: PageCounts) {
+        self.mapped = self.mapped.wrapping_add(i64::from(counts.mapped));
+        self.copied = self.copied.wrapping_add(i64::from(counts.copied));
+        self.persistent = self.persistent.wrapping_add(i64::from(counts.persistent));
     }
 }

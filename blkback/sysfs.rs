@@ -12,8 +12,8 @@ use kernel::{
 };
 use xen_bindings::sysfs::{
     Attribute,
+    Content, //
     Group,
-    Value, //
 };
 
 use crate::{
@@ -39,18 +39,18 @@ pub(crate) const GROUPS: &[Group<Arc<Vbd>>] = &[
                 name: c"physical_device",
                 show: |vbd| {
                     let (major, minor) = vbd.physical_device();
-                    Value::Device(major, minor)
+                    Content::Device(major, minor)
                 },
                 store: None,
             },
             Attribute {
                 name: c"mode",
-                show: |vbd| Value::Text(vbd.access_mode()),
+                show: |vbd| Content::Text(vbd.access_mode()),
                 store: None,
             },
             Attribute {
                 name: c"quiesce",
-                show: |vbd| Value::Text(vbd.quiescence()),
+                show: |vbd| Content::Text(vbd.quiescence()),
                 store: Some(|vbd, text| {
                     vbd.set_quiesce(match text {
                         b"0" => false,
@@ -62,12 +62,12 @@ pub(crate) const GROUPS: &[Group<Arc<Vbd>>] = &[
             },
             Attribute {
                 name: c"guest_mapped",
-                show: |vbd| Value::Number(vbd.stats().guest.share().mapped().into()),
+                show: |vbd| Content::Number(vbd.stats().guest.share().mapped().into()),
                 store: None,
             },
             Attribute {
                 name: c"guest_mapped_max",
-                show: |vbd| Value::Number(vbd.stats().guest.share().limit().into()),
+                show: |vbd| Content::Number(vbd.stats().guest.share().limit().into()),
                 store: None,
             },
         ],

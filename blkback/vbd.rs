@@ -9,9 +9,9 @@
 //! the module's exit waits for that. How the disk gets its medium is in [`opening`], what the frontend is told about it in
 //! [`connecting`].
 //!
-//! Owns the medium and the connection. Lock order: [`Vbd::inner`], then that of the files in use, or that of a ring, or
+//! Owns the medium and the connection. Lock order: [`Vbd::life`], then that of the files in use, or that of a ring, or
 //! [`Vbd::view`]. Nothing that waits is done, and nothing else locked, inside of [`Vbd::view`] and [`Vbd::attached`].
-//! `inner` is taken by the disk's work items only.
+//! `life` is taken by the disk's work items only.
 
 #![forbid(unsafe_code)]
 
@@ -103,7 +103,7 @@ pub(crate) struct Vbd {
     #[pin]
     attached: Mutex<Attached>,
     #[pin]
-    inner: Mutex<Inner>,
+    life: Mutex<Lifecycle>,
     #[pin]
     control: Work<Vbd>,
     #[pin]
@@ -136,7 +136,7 @@ struct Attached {
 /// What there is, for an administrator who must not wait for what happens to the disk.
 struct View {
     medium: Shown,
-    /// Of [`Inner::connection`], and gone before that is.
+    /// Of [`Lifecycle::connection`], and gone before that is.
     connection: Option<Overview>,
     /// No requests are served, as the administrator wants it, and none is in flight.
     quiesced: bool,
@@ -150,7 +150,7 @@ enum Shown {
     Open(Arc<Medium>),
 }
 
-struct Inner {
+struct Lifecycle {
     source: Source,
     offer: Offer,
     /// The frontend has set up its side with a driver before us, and nobody has connected it since: how often it has been
@@ -229,7 +229,7 @@ impl Vbd {
                     watch: None,
                     files: None,
                 }),
-                inner <- new_mutex!(Inner {
+                life <- new_mutex!(Lifecycle {
                     source: Source::New,
                     offer: Offer {
                         queues: params::max_queues(),
@@ -327,17 +327,17 @@ impl Vbd {
 
     /// The control work item: does whatever can be done now.
     fn advance(self: &Arc<Self>) {
-        let mut inner = self.inner.lock();
+        let mut life = self.life.lock();
         if !self.binding.is_over() {
-            self.follow(&mut inner);
+            self.follow(&mut life);
         }
         if !self.binding.is_over() {
             return;
         }
-        self.disconnect(&mut inner);
-        inner.source = Source::Removed;
-        self.show(&inner);
-        drop(inner);
+        self.disconnect(&mut life);
+        life.source = Source::Removed;
+        self.show(&life);
+        drop(life);
         // After it, nobody has the disk's work items queued any more; both have references to the disk.
         let watch = self.attached.lock().watch.take();
         drop(watch);
@@ -346,42 +346,42 @@ impl Vbd {
     }
 
     /// Does what the toolstack, the frontend and the administrator want.
-    fn follow(self: &Arc<Self>, inner: &mut Inner) {
-        if let Source::New = inner.source {
+    fn follow(self: &Arc<Self>, life: &mut Lifecycle) {
+        if let Source::New = life.source {
             // Nothing may be published for a device that another driver gets.
             if !self.binding.settle() {
                 return;
             }
             self.make_files();
-            if let Err(err) = self.begin(inner) {
-                inner.source = self.give_up(err);
+            if let Err(err) = self.begin(life) {
+                life.source = self.give_up(err);
             }
         }
-        if matches!(inner.source, Source::Script) && self.params_changed.xchg(false, Relaxed) {
+        if matches!(life.source, Source::Script) && self.params_changed.xchg(false, Relaxed) {
             // Our helper has found out which file is meant.
-            inner.source = self.take_over().unwrap_or_else(|err| self.give_up(err));
+            life.source = self.take_over().unwrap_or_else(|err| self.give_up(err));
         }
-        let by_script = self.open(inner);
-        self.show(inner);
+        let by_script = self.open(life);
+        self.show(life);
         if by_script
-            || (matches!(inner.source, Source::Open(_)) && self.params_changed.xchg(false, Relaxed))
+            || (matches!(life.source, Source::Open(_)) && self.params_changed.xchg(false, Relaxed))
         {
-            self.change_medium(inner);
+            self.change_medium(life);
         }
         if self.quiesce.load(Relaxed) {
-            self.disconnect(inner);
+            self.disconnect(life);
             self.view.lock().quiesced = true;
         }
-        if !matches!(inner.source, Source::Removed) && !self.binding.is_over() {
-            self.follow_frontend(inner);
+        if !matches!(life.source, Source::Removed) && !self.binding.is_over() {
+            self.follow_frontend(life);
         }
     }
 
     /// Looks at what there is, and has the toolstack and the frontend do their part.
-    fn begin(&self, inner: &mut Inner) -> Result {
-        inner.source = self.take_over()?;
-        self.follow_former_driver(inner)?;
-        self.publish_offer(inner.offer);
+    fn begin(&self, life: &mut Lifecycle) -> Result {
+        life.source = self.take_over()?;
+        self.follow_former_driver(life)?;
+        self.publish_offer(life.offer);
         self.binding.switch_state(State::InitWait);
         Ok(())
     }
@@ -404,8 +404,8 @@ impl Vbd {
 
     /// Has everybody see what there is now, and lets go of what is not there any more. May sleep, as a medium may be
     /// closed.
-    fn show(&self, inner: &Inner) {
-        let medium = match &inner.source {
+    fn show(&self, life: &Lifecycle) {
+        let medium = match &life.source {
             Source::New | Source::Ready(_) | Source::Script => Shown::Waits,
             Source::Failed => Shown::Refused,
             Source::Removed => Shown::GivenUp,
@@ -419,8 +419,8 @@ impl Vbd {
 
     /// Takes no more requests from the frontend, waits for those in flight, and lets go of the rings. May sleep, for as
     /// long as the storage takes.
-    fn disconnect(&self, inner: &mut Inner) {
-        if let Some(connection) = inner.connection.take() {
+    fn disconnect(&self, life: &mut Lifecycle) {
+        if let Some(connection) = life.connection.take() {
             connection.drain();
             let overview = self.view.lock().connection.take();
             drop(overview);
@@ -446,15 +446,15 @@ impl Vbd {
     }
 
     /// Does what the state of the frontend asks for.
-    fn follow_frontend(self: &Arc<Self>, inner: &mut Inner) {
+    fn follow_frontend(self: &Arc<Self>, life: &mut Lifecycle) {
         match State::from_number(self.frontend_state.load(Relaxed)) {
             State::Initialising => match self.dev().state() {
                 State::InitWait | State::Initialising => {}
                 // There is nothing to connect to.
-                _ if matches!(inner.source, Source::Failed) => {}
+                _ if matches!(life.source, Source::Failed) => {}
                 State::Closed | State::Closing | State::Connected => {
                     // A new kernel in the guest, or a new driver.
-                    self.disconnect(inner);
+                    self.disconnect(life);
                     self.speaker.info_limited(fmt!("prepare for reconnect"));
                     self.binding.switch_state(State::InitWait);
                 }
@@ -467,31 +467,31 @@ impl Vbd {
                 }
                 let resumed = core::mem::take(&mut self.view.lock().quiesced);
                 if self.dev().state() != State::Connected {
-                    self.connect(inner);
+                    self.connect(life);
                 } else if resumed {
-                    self.connect_again(inner);
+                    self.connect_again(life);
                 }
             }
             State::Closing => self.binding.switch_state(State::Closing),
             State::Closed => {
-                self.disconnect(inner);
-                inner.former = None;
-                if let Some(refused) = &mut inner.refused {
+                self.disconnect(life);
+                life.former = None;
+                if let Some(refused) = &mut life.refused {
                     refused.begin_anew();
                 }
                 let online = self.dev().is_online();
                 if online == Ok(false) {
-                    return self.leave(inner);
+                    return self.leave(life);
                 }
                 self.binding.switch_state(State::Closed);
                 if online.is_err() || self.dev().state() != State::Closed {
                     // The toolstack or the frontend may be waiting for what we could not do.
-                    self.look_again(inner);
+                    self.look_again(life);
                 }
             }
             State::Unknown => {
-                self.disconnect(inner);
-                self.leave(inner);
+                self.disconnect(life);
+                self.leave(life);
             }
             State::Reconfiguring | State::Reconfigured | State::Invalid => {
                 self.refuse(EINVAL, c"the frontend is in a state that it cannot be in");
@@ -509,9 +509,9 @@ impl Vbd {
     }
 
     /// The disk is closed and nobody wants it any more: publishes that, and has the device removed.
-    fn leave(self: &Arc<Self>, inner: &mut Inner) {
-        inner.source = Source::Removed;
-        self.show(inner);
+    fn leave(self: &Arc<Self>, life: &mut Lifecycle) {
+        life.source = Source::Removed;
+        self.show(life);
         self.unregister.store(true, Relaxed);
         // Devices are unregistered in the xenwatch thread. Writing the state brings us there: the
         // watch of our directory fires, even if the value is the one that was there.

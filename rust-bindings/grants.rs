@@ -43,8 +43,8 @@ use crate::{
         },
         pool::{
             is_referenced,
+            Origin, //
             PagePool,
-            Source, //
         },
         share::{
             Credit,
@@ -71,7 +71,7 @@ use crate::{
 
 /// How the pages of requests were made ready.
 #[derive(Default)]
-pub struct Ways {
+pub struct PageCounts {
     /// Pages mapped for a request, or to stay.
     pub mapped: u32,
     /// Pages whose data are copied.
@@ -100,7 +100,7 @@ pub struct Grants {
     kept: Option<Kept>,
     /// `None` if it does use them.
     copies: Option<Copies>,
-    ways: Ways,
+    page_counts: PageCounts,
     credit: Credit,
     maps: Maps,
     unmaps: Unmaps,
@@ -139,14 +139,14 @@ impl Grants {
             credit: Credit::new(share, ring_pages)?,
             domid,
             speaker,
-            pool: PagePool::new(Source::ForGrants, INLINE_SEGMENTS as u8)?,
+            pool: PagePool::new(Origin::ForGrants, INLINE_SEGMENTS as u8)?,
             kept: persistent.then(Kept::new),
             copies: if persistent {
                 None
             } else {
                 Some(Copies::new(domid)?)
             },
-            ways: Ways::default(),
+            page_counts: PageCounts::default(),
             maps: Maps::new(domid)?,
             unmaps: Unmaps::new()?,
         })
@@ -168,7 +168,7 @@ impl Grants {
     pub(crate) fn slot(&mut self, gref: u32, cheap: bool) -> Result<Slot> {
         if cheap {
             if let Some(page) = self.copies.as_mut().and_then(Copies::page) {
-                self.ways.copied = self.ways.copied.wrapping_add(1);
+                self.page_counts.copied = self.page_counts.copied.wrapping_add(1);
                 // INVARIANT: The page is from there.
                 return Ok(Slot {
                     page,
@@ -179,7 +179,7 @@ impl Grants {
         }
         if let Some(kept) = &mut self.kept {
             if let Some((index, page)) = kept.acquire(gref) {
-                self.ways.persistent = self.ways.persistent.wrapping_add(1);
+                self.page_counts.persistent = self.page_counts.persistent.wrapping_add(1);
                 // INVARIANT: The mapping stays as long as it has a user, which this slot is now.
                 return Ok(Slot {
                     page,
@@ -195,7 +195,7 @@ impl Grants {
             Ok(page) => page,
             Err(_) => self.page_of_unused()?,
         };
-        self.ways.mapped = self.ways.mapped.wrapping_add(1);
+        self.page_counts.mapped = self.page_counts.mapped.wrapping_add(1);
         // INVARIANT: The page comes from a pool, and is not mapped.
         Ok(Slot {
             page,
@@ -241,8 +241,8 @@ impl Grants {
 
     /// How pages were made ready since the last call.
     #[inline]
-    pub fn take_ways(&mut self) -> Ways {
-        core::mem::take(&mut self.ways)
+    pub fn take_page_counts(&mut self) -> PageCounts {
+        core::mem::take(&mut self.page_counts)
     }
 
     /// Copies the first `pairs` pairs of words (at most as many as there are) of the page behind a grant. If that is a

@@ -50,6 +50,7 @@ use crate::{
     raw,
     work::OwnedQueue, //
 };
+pub use blkif::Direction;
 use joined::Rest;
 use memory::Memory;
 use slot::Slot;
@@ -97,15 +98,6 @@ pub enum Retry {
     NotDirect,
     /// It was joined with others, and not all that they wanted has been transferred.
     Parted,
-}
-
-/// Which way the data go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    /// From the disk to the guest.
-    Read,
-    /// From the guest to the disk.
-    Write,
 }
 
 /// Pages of a request and the vector of their pieces.
@@ -321,7 +313,7 @@ pub(crate) mod sealed {
     use super::*;
 
     /// A state of a request: a box of its memory under another name.
-    pub trait State {
+    pub trait RequestState {
         type Data: Owner;
 
         #[expect(private_interfaces)]
@@ -333,7 +325,7 @@ pub(crate) mod sealed {
         fn dropped(inner: KBox<Inner<Self::Data>>);
     }
 }
-use sealed::State;
+use sealed::RequestState;
 
 /// Says that a request has been dropped, which is a fault of the driver.
 #[cold]
@@ -350,7 +342,7 @@ macro_rules! state {
         // SAFETY: All of a request belongs to its owner, and may be used in any task.
         unsafe impl<T: Owner> Send for $name<T> {}
 
-        impl<T: Owner> State for $name<T> {
+        impl<T: Owner> RequestState for $name<T> {
             type Data = T;
 
             #[expect(private_interfaces)]

@@ -25,3 +25,26 @@ pub struct DiscardLimits {
 pub fn is_not_supported(err: Error) -> bool {
     err.to_errno() == -(raw::EOPNOTSUPP as i32)
 }
+
+/// How to open a device or a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// For reading; others may write.
+    Read,
+    /// For reading and writing. A block device is claimed: it must not be mounted, and cannot be. Several disks of ours
+    /// may share one claim, as they do for a moment in a local migration. Who has a file is for the caller to know.
+    Write,
+    /// For reading and writing whatever others do with it (mode `w!`).
+    WriteShared,
+}
+
+impl Access {
+    /// As `open(2)` has it.
+    pub(crate) fn flags(self) -> i32 {
+        let access = match self {
+            Access::Read => raw::O_RDONLY,
+            Access::Write | Access::WriteShared => raw::O_RDWR,
+        };
+        (access | raw::O_LARGEFILE) as i32
+    }
+}

@@ -14,7 +14,7 @@ use kernel::{
 use crate::raw;
 
 /// What a file shows.
-pub enum Value {
+pub enum Content {
     /// A decimal number.
     Number(u64),
     /// Major and minor number of a block device.
@@ -30,7 +30,7 @@ pub struct Attribute<D> {
     /// Its name.
     pub name: &'static CStr,
     /// Called when it is read, in task context; may sleep.
-    pub show: fn(&D) -> Value,
+    pub show: fn(&D) -> Content,
     /// Called when it is written, as `show`, with what is written, without the newline at its end. None for a file that
     /// can only be read.
     pub store: Option<fn(&D, &[u8]) -> Result>,
@@ -48,7 +48,7 @@ pub struct Group<D: 'static> {
 #[repr(C)]
 struct File<D> {
     attr: raw::device_attribute,
-    show: fn(&D) -> Value,
+    show: fn(&D) -> Content,
     store: Option<fn(&D, &[u8]) -> Result>,
 }
 
@@ -162,11 +162,11 @@ impl<B: Bound> Groups<B> {
         // SAFETY: `buf` is the page that sysfs gives us, and the formats fit their arguments.
         let len = unsafe {
             match value {
-                Value::Number(number) => raw::sysfs_emit(buf, c"%llu\n".as_char_ptr(), number),
-                Value::Device(major, minor) => {
+                Content::Number(number) => raw::sysfs_emit(buf, c"%llu\n".as_char_ptr(), number),
+                Content::Device(major, minor) => {
                     raw::sysfs_emit(buf, c"%x:%x\n".as_char_ptr(), major, minor)
                 }
-                Value::Text(text) => {
+                Content::Text(text) => {
                     raw::sysfs_emit(buf, c"%s\n".as_char_ptr(), text.as_char_ptr())
                 }
             }

@@ -16,11 +16,9 @@ use kernel::{
     str::CString, //
 };
 use xen_bindings::storage::{
-    file::{
-        Access,
-        File, //
-    },
-    path::Path, //
+    file::File,
+    path::Path,
+    Access, //
 };
 
 use blkif::abi::SECTOR_SIZE;

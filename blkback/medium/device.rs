@@ -15,14 +15,12 @@ use kernel::{
 };
 use xen_bindings::{
     request::Mapped,
-    storage::bdev::{
-        self,
-        BlockDevice, //
-    },
+    storage::bdev::BlockDevice,
     work::OwnedQueue, //
 };
 
 use super::{
+    access,
     claims::Backing,
     Properties, //
 };
@@ -59,12 +57,7 @@ impl DeviceMedium {
         mode: DiskMode,
         backing: Option<Backing>,
     ) -> Result<Self> {
-        let access = match (mode.writable, mode.shared) {
-            (false, _) => bdev::Access::Read,
-            (true, false) => bdev::Access::Write,
-            (true, true) => bdev::Access::WriteShared,
-        };
-        let device = BlockDevice::open(major, minor, access)?;
+        let device = BlockDevice::open(major, minor, access(mode))?;
         device.drop_page_cache()?;
         Ok(Self {
             device,

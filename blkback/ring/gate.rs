@@ -8,7 +8,7 @@
 //! it as long as there are no barriers, except by a look at one flag that hardly ever changes.
 //!
 //! Owns references to the rings while they are connected. Lock order: a ring's state, then
-//! [`Gate::inner`], inside of which nothing is locked.
+//! [`Gate::members`], inside of which nothing is locked.
 
 #![forbid(unsafe_code)]
 
@@ -33,10 +33,10 @@ pub(crate) struct Gate {
     /// waited for.
     closed: Atomic<bool>,
     #[pin]
-    inner: Mutex<Inner>,
+    members: Mutex<Members>,
 }
 
-struct Inner {
+struct Members {
     rings: KVec<Arc<Ring>>,
     /// Number of the ring that has closed the gate.
     owner: Option<usize>,
@@ -60,7 +60,7 @@ impl Gate {
         Arc::pin_init(
             pin_init!(Self {
                 closed: Atomic::new(false),
-                inner <- new_mutex!(Inner {
+                members <- new_mutex!(Members {
                     rings: KVec::new(),
                     owner: None,
                     quiet: 0,
@@ -73,12 +73,12 @@ impl Gate {
 
     /// Makes the rings known, in the order of their numbers.
     pub(crate) fn connect(&self, rings: KVec<Arc<Ring>>) {
-        self.inner.lock().rings = rings;
+        self.members.lock().rings = rings;
     }
 
     /// Forgets the rings, which must be drained.
     pub(crate) fn disconnect(&self) {
-        let rings = core::mem::take(&mut self.inner.lock().rings);
+        let rings = core::mem::take(&mut self.members.lock().rings);
         drop(rings);
     }
 
@@ -90,14 +90,14 @@ impl Gate {
     /// Closes the gate for a barrier of the ring `number`, unless another ring has. Returns whether all other
     /// rings are quiet, so that the barrier can be done as soon as this one is. May sleep.
     pub(crate) fn close(&self, number: usize) -> bool {
-        let mut inner = self.inner.lock();
-        match inner.owner {
+        let mut members = self.members.lock();
+        match members.owner {
             None => {
-                inner.owner = Some(number);
-                inner.quiet = 0;
-                inner.closings = inner.closings.wrapping_add(1);
+                members.owner = Some(number);
+                members.quiet = 0;
+                members.closings = members.closings.wrapping_add(1);
                 self.closed.store(true, Relaxed);
-                for ring in &inner.rings {
+                for ring in &members.rings {
                     if ring.number() != number {
                         ring.schedule();
                     }
@@ -106,22 +106,22 @@ impl Gate {
             Some(owner) if owner != number => return false,
             Some(_) => {}
         }
-        inner.quiet >= inner.rings.len().saturating_sub(1)
+        members.quiet >= members.rings.len().saturating_sub(1)
     }
 
     /// The ring `number` has nothing left to answer but a barrier of its own. May sleep.
     pub(crate) fn quiet(&self, number: usize, seen: &mut Seen) {
-        let mut inner = self.inner.lock();
-        let Some(owner) = inner.owner else {
+        let mut members = self.members.lock();
+        let Some(owner) = members.owner else {
             return;
         };
-        if owner == number || seen.0 == inner.closings {
+        if owner == number || seen.0 == members.closings {
             return;
         }
-        seen.0 = inner.closings;
-        inner.quiet = inner.quiet.wrapping_add(1);
-        if inner.quiet >= inner.rings.len().saturating_sub(1) {
-            if let Some(ring) = inner.rings.get(owner) {
+        seen.0 = members.closings;
+        members.quiet = members.quiet.wrapping_add(1);
+        if members.quiet >= members.rings.len().saturating_sub(1) {
+            if let Some(ring) = members.rings.get(owner) {
                 ring.schedule();
             }
         }
@@ -129,10 +129,10 @@ impl Gate {
 
     /// The barrier of the ring that has closed the gate is through. May sleep.
     pub(crate) fn open(&self) {
-        let mut inner = self.inner.lock();
-        inner.owner = None;
+        let mut members = self.members.lock();
+        members.owner = None;
         self.closed.store(false, Relaxed);
-        for ring in &inner.rings {
+        for ring in &members.rings {
             ring.schedule();
         }
     }

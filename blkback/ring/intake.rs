@@ -45,8 +45,8 @@ use super::{
     Parked,
     Ring,
     Shortage,
-    State,
     Supplies, //
+    WorkerState,
 };
 use crate::{
     stats::Counts,
@@ -120,13 +120,13 @@ fn is_barrier(parsed: &Result<Parsed<'_>, Rejected>) -> bool {
 
 impl Ring {
     /// Takes requests from the ring and submits them. Returns whether there were any.
-    pub(super) fn take(self: &Arc<Self>, state: &mut State) -> bool {
+    pub(super) fn take(self: &Arc<Self>, state: &mut WorkerState) -> bool {
         if !state.no_room.is_empty() {
             return false;
         }
         // A gate that is closed from here on waits for what is taken now.
         let open = !self.stopping.load(Relaxed) && !self.gate.is_closed();
-        let State {
+        let WorkerState {
             memory: Some(memory),
             channel: Some(_),
             back,
@@ -274,8 +274,13 @@ impl Ring {
 
     /// Maps and submits `count` requests, at least as many as there are in `staged`.
     #[inline]
-    fn submit(self: &Arc<Self>, state: &mut State, staged: &mut List<Staged<Pending>>, count: u32) {
-        let State {
+    fn submit(
+        self: &Arc<Self>,
+        state: &mut WorkerState,
+        staged: &mut List<Staged<Pending>>,
+        count: u32,
+    ) {
+        let WorkerState {
             supplies: Supplies { grants, .. },
             no_room,
             counts,
@@ -307,7 +312,7 @@ impl Ring {
     }
 
     /// Tries once more to map requests that Xen had no room for.
-    pub(super) fn map_again(self: &Arc<Self>, state: &mut State) {
+    pub(super) fn map_again(self: &Arc<Self>, state: &mut WorkerState) {
         if !state.no_room.is_empty() {
             let mut staged = core::mem::take(&mut state.no_room);
             self.submit(state, &mut staged, BATCH);

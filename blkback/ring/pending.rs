@@ -103,8 +103,8 @@ impl Pending {
             }
             Request::Indirect(indirect) => (
                 match indirect.direction() {
-                    blkif::Direction::Read => Action::Read,
-                    blkif::Direction::Write => Action::Write,
+                    Direction::Read => Action::Read,
+                    Direction::Write => Action::Write,
                 },
                 indirect.sector(),
                 Pieces::Indirect(indirect),

@@ -4,7 +4,7 @@
 //! that has changed.
 //!
 //! Runs in the disk's control work item, and in the one that looks at the size; both hold the lock of
-//! [`Inner`].
+//! [`Lifecycle`].
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +32,7 @@ use xen_bindings::{
 };
 
 use super::{
-    Inner,
+    Lifecycle,
     Source,
     Vbd, //
 };
@@ -91,7 +91,7 @@ impl Vbd {
     /// # Errors
     ///
     /// What xenstore answers with.
-    pub(super) fn follow_former_driver(&self, inner: &mut Inner) -> Result {
+    pub(super) fn follow_former_driver(&self, life: &mut Lifecycle) -> Result {
         let number = |dir, node| {
             let value = xenstore::read_optional(dir, node)?;
             Ok::<_, Error>(value.and_then(|value| value.number().ok()))
@@ -100,8 +100,8 @@ impl Vbd {
         if !matches!(state, Some(State::Initialised | State::Connected)) {
             return Ok(());
         }
-        inner.former = Some(0);
-        let offer = &mut inner.offer;
+        life.former = Some(0);
+        let offer = &mut life.offer;
         let offered = |node| number(self.name(), node);
         offer.queues = offered(c"multi-queue-max-queues")?.unwrap_or(1).max(1);
         offer.ring_order = offered(c"max-ring-page-order")?.map_or(0, |it| it.min(MAX_RING_ORDER));
@@ -132,21 +132,21 @@ impl Vbd {
     }
 
     /// Sets a connection up, and publishes what the frontend needs to know.
-    pub(super) fn connect(self: &Arc<Self>, inner: &mut Inner) {
+    pub(super) fn connect(self: &Arc<Self>, life: &mut Lifecycle) {
         // One that was there has a ring that the frontend has given up.
-        self.disconnect(inner);
-        let Source::Open(medium) = &inner.source else {
+        self.disconnect(life);
+        let Source::Open(medium) = &life.source else {
             return;
         };
         let now = clock::nanoseconds();
-        if self.is_too_early(inner, now) {
-            return self.look_again(inner);
+        if self.is_too_early(life, now) {
+            return self.look_again(life);
         }
         let (disk, properties) = self.disk_of(medium);
         let connection = Connection::new(
             medium,
             disk,
-            inner.offer,
+            life.offer,
             &self.stats,
             &self.speaker,
             self.dev(),
@@ -154,7 +154,7 @@ impl Vbd {
         );
         let connection = match connection {
             Ok(connection) => connection,
-            Err(refusal) => return self.connect_later(inner, now, &refusal),
+            Err(refusal) => return self.connect_later(life, now, &refusal),
         };
         let overview = match connection.overview() {
             Ok(overview) => overview,
@@ -172,20 +172,20 @@ impl Vbd {
         self.binding.switch_state(State::Connected);
         self.view.lock().connection = Some(overview);
         self.say_connected(&connection, &disk);
-        let connection = inner.connection.insert(connection);
+        let connection = life.connection.insert(connection);
         connection.start();
-        inner.former = None;
-        if let Some(refused) = &mut inner.refused {
+        life.former = None;
+        if let Some(refused) = &mut life.refused {
             refused.begin_anew();
         }
-        inner.sectors = disk.sectors;
-        self.look_again(inner);
+        life.sectors = disk.sectors;
+        self.look_again(life);
     }
 
     /// Has a frontend been refused so lately that it is not tried again yet? Of one that takes us for connected nothing is
     /// to be said.
-    fn is_too_early(&self, inner: &Inner, now: u64) -> bool {
-        let Some(Refused { at, pause }) = &inner.refused else {
+    fn is_too_early(&self, life: &Lifecycle, now: u64) -> bool {
+        let Some(Refused { at, pause }) = &life.refused else {
             return false;
         };
         if self.dev().state() == State::Connected {
@@ -218,23 +218,23 @@ impl Vbd {
     }
 
     /// A frontend could not be connected: it is refused, or a driver before us is waited for.
-    fn connect_later(self: &Arc<Self>, inner: &mut Inner, now: u64, refusal: &Refusal) {
-        if refusal.cause == Cause::EventChannel && inner.former.is_some() {
-            if inner.former == Some(0) {
+    fn connect_later(self: &Arc<Self>, life: &mut Lifecycle, now: u64, refusal: &Refusal) {
+        if refusal.cause == Cause::EventChannel && life.former.is_some() {
+            if life.former == Some(0) {
                 self.speaker.info(fmt!(
                     "waits for the requests of the driver that had it before"
                 ));
             }
-            return self.look_again(inner);
+            return self.look_again(life);
         }
-        let pause = match &inner.refused {
+        let pause = match &life.refused {
             // It may well be others that have the memory.
             Some(before) if refusal.error != ENOMEM => {
                 before.pause.saturating_mul(2).min(REFUSAL_PAUSE_AT_MOST)
             }
             _ => REFUSAL_PAUSE,
         };
-        inner.refused = Some(Refused { at: now, pause });
+        life.refused = Some(Refused { at: now, pause });
         self.refuse(refusal.error, &refusal.what);
     }
 
@@ -260,19 +260,19 @@ impl Vbd {
 
     /// As [`Vbd::connect`], while the frontend takes us for connected: it goes on with the requests that have not been
     /// taken from its rings, and is told of another size.
-    pub(super) fn connect_again(self: &Arc<Self>, inner: &mut Inner) {
-        let sectors = inner.sectors;
-        self.connect(inner);
+    pub(super) fn connect_again(self: &Arc<Self>, life: &mut Lifecycle) {
+        let sectors = life.sectors;
+        self.connect(life);
         // It has not been told: our state is what it was.
-        inner.sectors = sectors;
-        self.tell_size(inner);
+        life.sectors = sectors;
+        self.tell_size(life);
     }
 
     /// Has it looked again after a while for what nobody tells us of, such as storage that grows, and tried again what could
     /// not be done.
-    pub(super) fn look_again(self: &Arc<Self>, inner: &mut Inner) {
-        if !inner.looking {
-            inner.looking = true;
+    pub(super) fn look_again(self: &Arc<Self>, life: &mut Lifecycle) {
+        if !life.looking {
+            life.looking = true;
             self.look_later();
         }
     }
@@ -284,38 +284,38 @@ impl Vbd {
     /// Looks whether the medium has another size, or whether a driver before us has let go.
     pub(super) fn follow_size(self: &Arc<Self>) {
         // The control work item may be waiting for storage. Waiting for it in turn would occupy a thread.
-        let Some(mut inner) = self.inner.try_lock() else {
+        let Some(mut life) = self.life.try_lock() else {
             return self.look_later();
         };
-        inner.looking = false;
+        life.looking = false;
         if self.binding.is_over() {
             return;
         }
         if self.unregister.load(Relaxed) {
             // The device could not be removed the last time, or nothing be written for it.
-            return self.leave(&mut inner);
+            return self.leave(&mut life);
         }
-        if inner.connection.is_some() {
-            self.tell_size(&mut inner);
-            self.look_again(&mut inner);
-        } else if let (Some(times), false) = (inner.former, self.quiesce.load(Relaxed)) {
-            inner.former = Some(times.saturating_add(1));
+        if life.connection.is_some() {
+            self.tell_size(&mut life);
+            self.look_again(&mut life);
+        } else if let (Some(times), false) = (life.former, self.quiesce.load(Relaxed)) {
+            life.former = Some(times.saturating_add(1));
             if times < FORMER_DRIVER_WAITS || times % 10 == 0 {
-                self.follow_frontend(&mut inner);
+                self.follow_frontend(&mut life);
             } else {
-                self.look_again(&mut inner);
+                self.look_again(&mut life);
             }
-        } else if !matches!(inner.source, Source::Removed) {
-            self.follow_frontend(&mut inner);
+        } else if !matches!(life.source, Source::Removed) {
+            self.follow_frontend(&mut life);
         }
     }
 
     /// Tells the frontend if the medium has another size than it knows.
-    pub(super) fn tell_size(&self, inner: &mut Inner) {
-        let Source::Open(medium) = &inner.source else {
+    pub(super) fn tell_size(&self, life: &mut Lifecycle) {
+        let Source::Open(medium) = &life.source else {
             return;
         };
-        let (before, sectors) = (inner.sectors, medium.sectors());
+        let (before, sectors) = (life.sectors, medium.sectors());
         if sectors == before || self.dev().state() != State::Connected {
             return;
         }
@@ -328,7 +328,7 @@ impl Vbd {
             xbt.write(name, c"state", fmt!("{}", State::Connected as u32))
         });
         match told {
-            Ok(_) => inner.sectors = sectors,
+            Ok(_) => life.sectors = sectors,
             Err(err) => self.speaker.warn(fmt!("writing sectors: {:?}", err)),
         }
     }

@@ -2,7 +2,7 @@
 
 //! How a disk gets its medium, and another one when the toolstack says so.
 //!
-//! Runs in the disk's control work item, which holds the lock of [`Inner`].
+//! Runs in the disk's control work item, which holds the lock of [`Lifecycle`].
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ use kernel::{
 use xen_bindings::xen::xenstore;
 
 use super::{
-    Inner,
+    Lifecycle,
     Source,
     Vbd, //
 };
@@ -38,8 +38,8 @@ use crate::{
 impl Vbd {
     /// Gets the medium, as soon as the toolstack has done its part. Has a script named it, just now? That has looked at
     /// a drive only once, and there may be another medium in it by now.
-    pub(super) fn open(&self, inner: &mut Inner) -> bool {
-        let source = core::mem::replace(&mut inner.source, Source::Failed);
+    pub(super) fn open(&self, life: &mut Lifecycle) -> bool {
+        let source = core::mem::replace(&mut life.source, Source::Failed);
         let (source, by_script) = match source {
             Source::Ready(medium) => match handover::report(self.name()) {
                 Ok(Some(Report::Ready)) => match Arc::new(medium, GFP_KERNEL) {
@@ -64,7 +64,7 @@ impl Vbd {
             },
             source => (source, false),
         };
-        inner.source = source;
+        life.source = source;
         by_script
     }
 
@@ -128,8 +128,8 @@ impl Vbd {
     }
 
     /// Puts another medium into a drive, or takes it out.
-    pub(super) fn change_medium(self: &Arc<Self>, inner: &mut Inner) {
-        let Source::Open(medium) = &inner.source else {
+    pub(super) fn change_medium(self: &Arc<Self>, life: &mut Lifecycle) {
+        let Source::Open(medium) = &life.source else {
             return;
         };
         if matches!(**medium, Medium::Block(_)) {
@@ -156,12 +156,12 @@ impl Vbd {
         }
         // What is in flight ends on the old medium. The rings are attached to anew, at the requests
         // that have not been taken.
-        let connected = inner.connection.is_some();
-        self.disconnect(inner);
-        inner.source = Source::Open(medium);
-        self.show(inner);
+        let connected = life.connection.is_some();
+        self.disconnect(life);
+        life.source = Source::Open(medium);
+        self.show(life);
         if connected {
-            self.connect_again(inner);
+            self.connect_again(life);
         }
     }
 }

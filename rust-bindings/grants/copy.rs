@@ -14,8 +14,8 @@ use kernel::prelude::*;
 use super::batch::Batch;
 use crate::{
     grants::pool::{
+        Origin, //
         PagePool,
-        Source, //
     },
     mem,
     raw,
@@ -129,7 +129,7 @@ impl Copies {
             domid,
             ops: Batch::new()?,
             whose: Batch::new()?,
-            pages: PagePool::new(Source::Memory, 0)?,
+            pages: PagePool::new(Origin::Memory, 0)?,
             in_use: 0,
         })
     }

@@ -19,7 +19,7 @@ use crate::{
 
 /// Where the pages of a pool come from.
 #[derive(Clone, Copy)]
-pub(crate) enum Source {
+pub(crate) enum Origin {
     /// Pages that grants are mapped into: struct pages without memory of their own, where the kernel
     /// has such (`CONFIG_XEN_UNPOPULATED_ALLOC`), else ballooned ones.
     ForGrants,
@@ -27,10 +27,10 @@ pub(crate) enum Source {
     Memory,
 }
 
-impl Source {
+impl Origin {
     fn alloc(self) -> Result<NonNull<raw::page>> {
         let page = match self {
-            Source::ForGrants => {
+            Origin::ForGrants => {
                 let mut page = core::ptr::null_mut();
                 // SAFETY: `page` is room for one pointer.
                 //
@@ -39,21 +39,21 @@ impl Source {
                 page
             }
             // SAFETY: May be called in this context.
-            Source::Memory => unsafe { raw::try_alloc_page_zeroed() },
+            Origin::Memory => unsafe { raw::try_alloc_page_zeroed() },
         };
         NonNull::new(page).ok_or(ENOMEM)
     }
 
     /// # Safety
     ///
-    /// The page comes from [`Source::alloc`] of this source, is not mapped, and is the caller's.
+    /// The page comes from [`Origin::alloc`] of this source, is not mapped, and is the caller's.
     unsafe fn free(self, page: NonNull<raw::page>) {
         let mut page = page.as_ptr();
         match self {
             // SAFETY: By the caller's guarantee.
-            Source::ForGrants => unsafe { raw::gnttab_free_pages(1, &mut page) },
+            Origin::ForGrants => unsafe { raw::gnttab_free_pages(1, &mut page) },
             // SAFETY: By the caller's guarantee there is a reference that is ours.
-            Source::Memory => unsafe { raw::put_page(page) },
+            Origin::Memory => unsafe { raw::put_page(page) },
         }
     }
 }
@@ -65,7 +65,7 @@ impl Source {
 ///
 /// All pages come from `source`, are not mapped, and are ours; nobody else has a reference to them.
 pub(crate) struct PagePool {
-    source: Source,
+    source: Origin,
     /// Pages that the pool does not give up. (Few, so that the compiler sees that no size overflows.)
     reserve: u8,
     pages: KVec<NonNull<raw::page>>,
@@ -80,7 +80,7 @@ impl PagePool {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(source: Source, reserve: u8) -> Result<Self> {
+    pub(crate) fn new(source: Origin, reserve: u8) -> Result<Self> {
         // INVARIANT: There is no page yet.
         let mut pool = Self {
             source,

@@ -14,7 +14,7 @@ use crate::{
     raw,
     request::{
         list::List,
-        sealed::State,
+        sealed::RequestState,
         Inner,
         Joined,
         Mapped,

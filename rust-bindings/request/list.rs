@@ -12,7 +12,7 @@ use kernel::prelude::*;
 use crate::{
     raw,
     request::{
-        sealed::State,
+        sealed::RequestState,
         Done,
         Inner,
         Owner, //
@@ -20,16 +20,16 @@ use crate::{
 };
 
 /// A first-in first-out list of requests in one state, linked through their own memory.
-pub struct List<S: State> {
+pub struct List<S: RequestState> {
     first: *mut raw::llist_node,
     last: *mut raw::llist_node,
     _owns: PhantomData<S>,
 }
 
 // SAFETY: The list owns its requests.
-unsafe impl<S: State + Send> Send for List<S> {}
+unsafe impl<S: RequestState + Send> Send for List<S> {}
 
-impl<S: State> List<S> {
+impl<S: RequestState> List<S> {
     /// An empty list.
     pub const fn new() -> Self {
         Self {
@@ -94,13 +94,13 @@ impl<S: State> List<S> {
     }
 }
 
-impl<S: State> Default for List<S> {
+impl<S: RequestState> Default for List<S> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<S: State> List<S> {
+impl<S: RequestState> List<S> {
     /// What a drop does when it should not be necessary: each request says so.
     #[cold]
     #[inline(never)]
@@ -109,7 +109,7 @@ impl<S: State> List<S> {
     }
 }
 
-impl<S: State> Drop for List<S> {
+impl<S: RequestState> Drop for List<S> {
     #[inline]
     fn drop(&mut self) {
         if !self.is_empty() {

@@ -20,7 +20,7 @@ use kernel::{
 use crate::{
     raw,
     request::{
-        sealed::State,
+        sealed::RequestState,
         Direction,
         Done,
         Inner,
@@ -28,20 +28,11 @@ use crate::{
         Mapped,
         Owner, //
     },
-    storage::DiscardLimits, //
+    storage::{
+        Access,
+        DiscardLimits, //
+    }, //
 };
-
-/// How to open a block device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// For reading; others may write.
-    Read,
-    /// For reading and writing, claimed: it must not be mounted, and cannot be. Several
-    /// disks of ours may share one claim, as they do for a moment in a local migration.
-    Write,
-    /// For reading and writing whatever others do with it (mode `w!`).
-    WriteShared,
-}
 
 /// An open block device. Dropping it closes it, which may sleep.
 ///

@@ -28,7 +28,7 @@ use kernel::{
 use crate::{
     raw,
     request::{
-        sealed::State,
+        sealed::RequestState,
         Direction,
         Done,
         FileOp,
@@ -41,29 +41,10 @@ use crate::{
     },
     storage::{
         is_not_supported,
+        Access,
         DiscardLimits, //
     }, //
 };
-
-/// How to open a file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// For reading.
-    Read,
-    /// For reading and writing.
-    Write,
-}
-
-impl Access {
-    /// As `open(2)` has it.
-    pub(crate) fn flags(self) -> i32 {
-        let access = match self {
-            Access::Read => raw::O_RDONLY,
-            Access::Write => raw::O_RDWR,
-        };
-        (access | raw::O_LARGEFILE) as i32
-    }
-}
 
 /// What the file system says about direct I/O on a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

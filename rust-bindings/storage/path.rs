@@ -16,9 +16,9 @@ use kernel::{
 
 use crate::{
     raw,
-    storage::file::{
-        Access,
-        File, //
+    storage::{
+        file::File,
+        Access, //
     }, //
 };
 

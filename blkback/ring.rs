@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One ring and its worker; how the worker takes requests is in [`intake`].
+//! One ring and its worker; how the worker takes requests is in [`intake`], how it answers them in [`answer`].
 //!
 //! The worker is a thread that runs when there are events or completions: waking one costs less than
 //! queueing a work item, and an administrator sees what each disk costs dom0, and can limit it. All
@@ -18,7 +18,6 @@
 
 use blkif::{
     abi::PAGE_SIZE,
-    moderation::Hold,
     Abi,
     BackRing,
     Disk,
@@ -92,23 +91,21 @@ use crate::{
     stats::{
         Counts,
         Stats, //
-    },
-    task::{
-        Action,
-        HasTask,
-        Task, //
     }, //
 };
 
+mod answer;
 pub(crate) mod gate;
 mod intake;
 mod pending;
+mod view;
 
 use gate::{
     Gate,
     Seen, //
 };
 use pending::Pending;
+use view::View;
 
 /// Pause before grants are looked at again whose pages somebody still holds.
 const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
@@ -171,56 +168,6 @@ pub(crate) struct Ring {
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self> for Ring { self.give_back }
-}
-
-/// What the worker was doing when it last looked up, for an administrator who must not wait for it.
-struct View {
-    slots: Atomic<u32>,
-    in_flight: Atomic<u32>,
-    persistent: Atomic<u32>,
-    /// Requests for which answers are held.
-    target: Atomic<u32>,
-    /// One of `WAITS_FOR_*`, or 0.
-    waits: Atomic<u32>,
-    barrier: Atomic<bool>,
-    broken: Atomic<bool>,
-}
-
-const WAITS_FOR_MEMORY: u32 = 1;
-const WAITS_FOR_MAPPINGS: u32 = 2;
-const WAITS_FOR_ROOM: u32 = 3;
-
-impl View {
-    const fn new() -> Self {
-        Self {
-            slots: Atomic::new(0),
-            in_flight: Atomic::new(0),
-            persistent: Atomic::new(0),
-            target: Atomic::new(0),
-            waits: Atomic::new(0),
-            barrier: Atomic::new(false),
-            broken: Atomic::new(false),
-        }
-    }
-
-    /// Writes down what there is now.
-    fn update(&self, state: &WorkerState) {
-        self.slots.store(state.back.entries(), Relaxed);
-        self.in_flight.store(state.back.outstanding(), Relaxed);
-        self.persistent
-            .store(state.supplies.grants.persistent() as u32, Relaxed);
-        self.target.store(state.moderation.target(), Relaxed);
-        let waits = match state.parked.missing() {
-            Some(Shortage::Memory) => WAITS_FOR_MEMORY,
-            Some(Shortage::Mappings) => WAITS_FOR_MAPPINGS,
-            None if !state.no_room.is_empty() => WAITS_FOR_ROOM,
-            None => 0,
-        };
-        self.waits.store(waits, Relaxed);
-        let barrier = matches!(state.parked, Parked::Barrier(..));
-        self.barrier.store(barrier, Relaxed);
-        self.broken.store(state.broken, Relaxed);
-    }
 }
 
 /// What the rings of a connection have in common.
@@ -469,30 +416,7 @@ impl Ring {
 
     /// What it is doing, for an administrator. Waits for nothing.
     pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let view = &self.view;
-        let note = |set: bool, text| if set { text } else { "" };
-        writeln!(
-            f,
-            "ring {}: {} slots, {} in flight, {} persistent grants mapped, answers held for up to {} \
-             requests{}{}{}{}",
-            self.number,
-            view.slots.load(Relaxed),
-            view.in_flight.load(Relaxed),
-            view.persistent.load(Relaxed),
-            view.target.load(Relaxed),
-            match view.waits.load(Relaxed) {
-                WAITS_FOR_MEMORY => ", waits for memory",
-                WAITS_FOR_MAPPINGS => ", waits as the guest has too much mapped",
-                WAITS_FOR_ROOM => ", waits as Xen has no room for mappings",
-                _ => "",
-            },
-            note(view.barrier.load(Relaxed), ", waits for a barrier"),
-            note(
-                view.broken.load(Relaxed),
-                ", halted: the frontend has broken it"
-            ),
-            note(self.stopping.load(Relaxed), ", ends when these are done"),
-        )
+        self.view.write(f, self.number, self.stopping.load(Relaxed))
     }
 
     /// Memory is short: has the ring return what it does not use. Any context.
@@ -671,129 +595,6 @@ impl Ring {
                 let _ = work::shared().enqueue_delayed::<Arc<Self>, 0>(self.clone(), unused);
             }
         }
-    }
-
-    /// Unmaps and answers finished requests. Returns whether there were any.
-    fn answer(&self, state: &mut WorkerState, look_at_held: bool) -> bool {
-        let WorkerState {
-            memory: Some(memory),
-            back,
-            moderation,
-            supplies: Supplies { grants, spares, .. },
-            held,
-            counts,
-            ..
-        } = state
-        else {
-            return false;
-        };
-        let mut done = List::new();
-        if look_at_held {
-            done.append(held);
-        } else if self.done.is_empty() {
-            return false;
-        }
-        self.done.take(&mut done);
-        if done.is_empty() {
-            return false;
-        }
-        let mut barrier = false;
-        // Whoever has sent something else than a read or a write waits for it.
-        let mut urgent = false;
-        let now = clock::nanoseconds();
-        grants.unmap(&mut done, held, |finished| {
-            let taken = finished.data.taken;
-            let &Task { action, way, .. } = finished.data.task();
-            barrier |= action == Action::Barrier;
-            urgent |= !matches!(action, Action::Read | Action::Write);
-            counts.request(action, way, finished.bytes, finished.result.is_err());
-            let took = now.saturating_sub(taken);
-            self.stats.latency.add(action, took);
-            finished.data.trace_end(self, finished.result, took);
-            back.put_response(memory, finished.data.response(self, finished.result));
-            spares.put(finished.memory);
-        });
-        counts.pages(grants.take_page_counts());
-        grants.settle(self.stats.guest.has_waiting());
-        self.stats.guest.wake_others(self);
-        // Requests that have come meanwhile are open, too. A broken ring is found when one is taken.
-        let _ = back.has_requests(memory);
-        if urgent
-            || !params::moderate_events()
-            || moderation.is_enough(back.open(), back.unpublished())
-        {
-            self.publish(state);
-        }
-        self.stats.add(&mut state.counts);
-        if barrier {
-            self.gate.open();
-        }
-        true
-    }
-
-    /// Tells the frontend of all answers.
-    fn publish(&self, state: &mut WorkerState) {
-        let WorkerState {
-            memory: Some(memory),
-            channel: Some(channel),
-            back,
-            moderation,
-            counts,
-            ..
-        } = state
-        else {
-            return;
-        };
-        moderation.published(back.unpublished(), back.open());
-        if back.publish(memory) {
-            channel.notify();
-            counts.events = counts.events.wrapping_add(1);
-        }
-    }
-
-    /// Before the worker sleeps: tells the frontend of answers, unless that can wait.
-    fn tell(&self, state: &mut WorkerState) -> Option<Hold> {
-        let answers = state.back.unpublished();
-        let memory = state.memory.as_ref().filter(|_| answers > 0)?;
-        // A frontend that has not got around to the answers before finds these without an event.
-        if state.back.wants_event(memory) && self.listens(state) && params::moderate_events() {
-            let now = clock::nanoseconds();
-            let hold = state.moderation.hold(state.back.open(), answers, now);
-            if hold.is_some() {
-                return hold;
-            }
-        }
-        self.publish(state);
-        self.stats.add(&mut state.counts);
-        None
-    }
-
-    /// Could a request be taken, if there were one?
-    fn listens(&self, state: &WorkerState) -> bool {
-        !state.broken
-            && !state.is_held_up()
-            && state.channel.is_some()
-            && !self.stopping.load(Relaxed)
-            && !self.gate.is_closed()
-    }
-
-    /// Asks the frontend for an event at its next request, or at a later one. Returns whether there is one
-    /// already.
-    fn more_requests(&self, state: &mut WorkerState, hold: Option<Hold>) -> bool {
-        if !self.listens(state) {
-            return false;
-        }
-        let WorkerState {
-            memory: Some(memory),
-            back,
-            ..
-        } = state
-        else {
-            return false;
-        };
-        // A broken ring is found, and reported, by the next attempt to take a request from it.
-        back.final_check(memory, hold.map_or(1, |hold| hold.requests))
-            .unwrap_or(true)
     }
 }
 

@@ -119,9 +119,25 @@ impl PagePool {
         // One that somebody still holds, as a network card that sends it again, is not used again.
         let keep =
             (len < self.reserve.into() || len < params::max_buffer_pages()) && !is_referenced(page);
-        if keep && len == self.pages.capacity() {
+        if keep && len < self.pages.capacity() {
+            let _ = self.pages.push_within_capacity(page);
+        } else {
+            // SAFETY: By the caller's guarantee.
+            unsafe { self.put_without_room(page, keep) };
+        }
+    }
+
+    /// Makes room for a page that is to be kept, if that can be done, and gives back one that is not.
+    ///
+    /// # Safety
+    ///
+    /// As for [`PagePool::put`].
+    #[cold]
+    unsafe fn put_without_room(&mut self, page: NonNull<raw::page>, keep: bool) {
+        if keep {
             // If this fails there is no room, and the page is freed.
-            let _ = mem::try_reserve(&mut self.pages, len.max(8));
+            let more = self.pages.len().max(8);
+            let _ = mem::try_reserve(&mut self.pages, more);
         }
         if !keep || self.pages.push_within_capacity(page).is_err() {
             // SAFETY: By the caller's guarantee.

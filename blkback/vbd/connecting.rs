@@ -138,6 +138,7 @@ impl Vbd {
         let Source::Open(medium) = &life.source else {
             return;
         };
+        let seen = State::from_number(self.frontend_state.load(Relaxed));
         let now = clock::nanoseconds();
         if self.is_too_early(life, now) {
             return self.look_again(life);
@@ -154,7 +155,7 @@ impl Vbd {
         );
         let connection = match connection {
             Ok(connection) => connection,
-            Err(refusal) => return self.connect_later(life, now, &refusal),
+            Err(refusal) => return self.connect_later(life, now, seen, &refusal),
         };
         let overview = match connection.overview() {
             Ok(overview) => overview,
@@ -218,7 +219,13 @@ impl Vbd {
     }
 
     /// A frontend could not be connected: it is refused, or a driver before us is waited for.
-    fn connect_later(self: &Arc<Self>, life: &mut Lifecycle, now: u64, refusal: &Refusal) {
+    fn connect_later(
+        self: &Arc<Self>,
+        life: &mut Lifecycle,
+        now: u64,
+        seen: State,
+        refusal: &Refusal,
+    ) {
         if refusal.cause == Cause::EventChannel && life.former.is_some() {
             if life.former == Some(0) {
                 self.speaker.info(fmt!(
@@ -235,7 +242,22 @@ impl Vbd {
             _ => REFUSAL_PAUSE,
         };
         life.refused = Some(Refused { at: now, pause });
+        if self.has_moved_on(seen) {
+            return self.look_again(life);
+        }
         self.refuse(refusal.error, &refusal.what);
+    }
+
+    /// Is the frontend in another state than when we began, or not one that has set up its side? We are told of states
+    /// later than they are written; then what could not be used was what a frontend is taking down or setting up, and to
+    /// refuse that would make it give up.
+    fn has_moved_on(&self, seen: State) -> bool {
+        let Ok(node) = xenstore::read_optional(&self.frontend, c"state") else {
+            return false;
+        };
+        let number = node.and_then(|node| node.number().ok());
+        let state = number.map_or(State::Unknown, State::from_number);
+        state != seen || !matches!(state, State::Initialised | State::Connected)
     }
 
     fn say_connected(&self, connection: &Connection, disk: &Disk) {

@@ -28,8 +28,8 @@ use xen_bindings::{
         device::Device,
         evtchn::EventChannel,
         ring::{
-            RingMemory, //
-            MAX_RING_PAGES,
+            RingMemory,
+            MAX_RING_PAGES, //
         },
         xenstore, //
     }, //
@@ -149,17 +149,17 @@ impl Connection {
             ring_order: ring_order.unwrap_or(0),
             persistent,
         };
+        let common = Common {
+            dev,
+            speaker,
+            disk,
+            medium,
+            stats,
+            gate: &connection.gate,
+            blocking: &connection.blocking,
+            persistent,
+        };
         for queue in 0..count {
-            let common = Common {
-                dev,
-                speaker,
-                disk,
-                medium,
-                stats,
-                gate: &connection.gate,
-                blocking: &connection.blocking,
-                persistent,
-            };
             let queue = (count > 1).then_some(queue);
             let (ring, bound) = new_ring(&common, abi, frontend, queue, ring_order)?;
             add(&mut connection.rings, ring);

@@ -83,6 +83,12 @@ impl Refused {
     }
 }
 
+/// A node that is a number. `None` if there is none, or none that is one.
+fn number(dir: &CStr, node: &CStr) -> Result<Option<u32>> {
+    let value = xenstore::read_optional(dir, node)?;
+    Ok(value.and_then(|value| value.number().ok()))
+}
+
 impl Vbd {
     /// A frontend that has set up its side with a driver before us goes by what that one has offered, and does
     /// not look again: it may have more queues than our parameter allows, and it takes a persistent grant for
@@ -92,12 +98,8 @@ impl Vbd {
     ///
     /// What xenstore answers with.
     pub(super) fn follow_former_driver(&self, life: &mut Lifecycle) -> Result {
-        let number = |dir, node| {
-            let value = xenstore::read_optional(dir, node)?;
-            Ok::<_, Error>(value.and_then(|value| value.number().ok()))
-        };
-        let state = number(&self.frontend, c"state")?.map(State::from_number);
-        if !matches!(state, Some(State::Initialised | State::Connected)) {
+        let state = self.frontend_state_now()?;
+        if !matches!(state, State::Initialised | State::Connected) {
             return Ok(());
         }
         life.former = Some(0);
@@ -252,12 +254,19 @@ impl Vbd {
     /// later than they are written; then what could not be used was what a frontend is taking down or setting up, and to
     /// refuse that would make it give up.
     fn has_moved_on(&self, seen: State) -> bool {
-        let Ok(node) = xenstore::read_optional(&self.frontend, c"state") else {
-            return false;
-        };
-        let number = node.and_then(|node| node.number().ok());
-        let state = number.map_or(State::Unknown, State::from_number);
-        state != seen || !matches!(state, State::Initialised | State::Connected)
+        self.frontend_state_now().is_ok_and(|state| {
+            state != seen || !matches!(state, State::Initialised | State::Connected)
+        })
+    }
+
+    /// The state of the frontend as xenstore has it, [`State::Unknown`] if that is none.
+    ///
+    /// # Errors
+    ///
+    /// What xenstore answers with.
+    fn frontend_state_now(&self) -> Result<State> {
+        let state = number(&self.frontend, c"state")?;
+        Ok(state.map_or(State::Unknown, State::from_number))
     }
 
     fn say_connected(&self, connection: &Connection, disk: &Disk) {

@@ -12,8 +12,8 @@ use kernel::{
 };
 use xen_bindings::sysfs::{
     Attribute,
-    Content, //
-    Group,
+    Content,
+    Group, //
 };
 
 use crate::{

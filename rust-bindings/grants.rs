@@ -43,8 +43,8 @@ use crate::{
         },
         pool::{
             is_referenced,
-            Origin, //
-            PagePool,
+            Origin,
+            PagePool, //
         },
         share::{
             Credit,
@@ -64,8 +64,8 @@ use crate::{
         Finished,
         Mapped,
         Owner,
-        Staged, //
-        INLINE_SEGMENTS,
+        Staged,
+        INLINE_SEGMENTS, //
     }, //
 };
 

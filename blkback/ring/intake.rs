@@ -45,8 +45,8 @@ use super::{
     Parked,
     Ring,
     Shortage,
-    Supplies, //
-    WorkerState,
+    Supplies,
+    WorkerState, //
 };
 use crate::{
     stats::Counts,

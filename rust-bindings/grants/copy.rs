@@ -14,8 +14,8 @@ use kernel::prelude::*;
 use super::batch::Batch;
 use crate::{
     grants::pool::{
-        Origin, //
-        PagePool,
+        Origin,
+        PagePool, //
     },
     mem,
     raw,

@@ -13,7 +13,7 @@ use kernel::{
         },
         Arc, //
     },
-    time::msecs_to_jiffies,
+    time::msecs_to_jiffies, //
 };
 
 use crate::clock::jiffies;

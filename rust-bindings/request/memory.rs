@@ -12,9 +12,9 @@ use crate::{
     request::{
         Inner,
         Owner,
-        Segments, //
+        Segments,
         INLINE_SEGMENTS,
-        MAX_SEGMENTS,
+        MAX_SEGMENTS, //
     }, //
 };
 

@@ -499,12 +499,13 @@ impl Vbd {
         }
     }
 
-    /// Does not serve the frontend as it is, and says why unless it has caused too many lines in the log.
+    /// Does not serve the frontend as it is, and says why: in the log unless the guest has caused too many lines there, in
+    /// the node `error` each time that it is about to close.
     fn refuse(&self, err: Error, why: &CStr) {
         if self.speaker.permits() {
             self.binding.fatal(err, why);
-        } else {
-            self.binding.switch_state(State::Closing);
+        } else if self.dev().state() != State::Closing {
+            self.binding.fatal_unlogged(err, why);
         }
     }
 

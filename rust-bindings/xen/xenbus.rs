@@ -24,6 +24,7 @@ use kernel::{
         to_result, //
     },
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Acquire,
@@ -49,7 +50,10 @@ use crate::{
     xen::{
         bind::Files,
         device::Device,
-        xenstore::Transaction,
+        xenstore::{
+            self,
+            Transaction, //
+        },
         xenwatch::InXenwatch, //
     }, //
 };
@@ -132,6 +136,23 @@ impl Binding {
                 message.as_char_ptr(),
             )
         }
+    }
+
+    /// As [`Binding::fatal`], but without a line in the log: for what a guest could cause again and again. May sleep.
+    pub fn fatal_unlogged(&self, err: Error, message: &CStr) {
+        if self.is_over() {
+            return;
+        }
+        // What xenbus_dev_error() writes, and where. It tells nobody either if that cannot be written.
+        let _ =
+            CString::try_from_fmt(fmt!("error/{}", self.dev.nodename())).and_then(|directory| {
+                xenstore::write(
+                    &directory,
+                    c"error",
+                    fmt!("{} {}", err.to_errno().wrapping_neg(), message),
+                )
+            });
+        self.switch_state(State::Closing);
     }
 
     /// Waits until the probe that made the binding, or what else somebody does to the device at the moment, is over;

@@ -115,6 +115,15 @@ fn optional(value: Result<Value>) -> Result<Option<Value>> {
     }
 }
 
+/// Writes `dir/node`.
+///
+/// # Errors
+///
+/// `ENOMEM`, or the error that xenstore answers with.
+pub fn write(dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
+    write_in(NO_TRANSACTION, dir, node, value)
+}
+
 fn write_in(xbt: u32, dir: &CStr, node: &CStr, value: fmt::Arguments<'_>) -> Result {
     let value = CString::try_from_fmt(value)?;
     // SAFETY: All strings are NUL-terminated.

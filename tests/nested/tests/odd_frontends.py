@@ -48,6 +48,8 @@ def run(env: Env) -> None:
         for _ in range(times):
             env.store.write(f"{front}/state", state)
         wait_for(lambda answer=answer: env.store.read(f"{odd.backend('xvda')}/state") == answer, 20, f"the answer to state {state}")
+        if answer == "5":
+            refused_with_a_reason(env, odd, front)
     odd.sh("blkif-frontend conformance --vdev xvda >/tmp/out 2>&1 || { tail -n 5 /tmp/out; exit 1; }", timeout=120)
     lines = [line for line in env.kernel_log.lines()[before:] if f"/{odd.domid}/51712:" in line or f"vbd-{odd.domid}-51712:" in line]
     seconds = time.monotonic() - start
@@ -89,6 +91,17 @@ def run(env: Env) -> None:
     env.guest(env.disk(image, "xvda"), env.disk(third, "xvdb")).shutdown()
     check(healthy.run("[ -e /tmp/bad ]").code != 0, "another disk had errors")
     healthy.destroy()
+
+
+def refused_with_a_reason(env: Env, guest: Guest, front: str) -> None:
+    """There is a reason in xenstore also when the log has no room for it."""
+    backend = guest.backend("xvda")
+    reason = f"/local/domain/0/error/{backend.removeprefix('/local/domain/0/')}"
+    for state, answer in (("6", "6"), ("1", "2"), ("8", "5")):
+        env.store.remove(reason)
+        env.store.write(f"{front}/state", state)
+        wait_for(lambda answer=answer: env.store.read(f"{backend}/state") == answer, 20, f"the answer to state {state}")
+    check("a state that it cannot be in" in (env.store.read(f"{reason}/error") or ""), "xvda is refused, and nothing says why")
 
 
 def force(env: Env, guest: Guest, vdev: str) -> None:

@@ -45,6 +45,11 @@ def explain(env: Env) -> None:
         waits = read(comm.parent / "stat").rpartition(")")[2].split()[:1] == ["D"]
         if waits or re.fullmatch(r"\d+-\d+\.\d+|xenwatch|xenbus|xenconsoled", read(comm)):
             print(f"--- {where_is(int(comm.parent.name))}", flush=True)
+    print("--- " + run("xl", "list").stdout, flush=True)
+    for guest in env.guests:
+        # What the toolstack's process of the guest, and its qemu, have said.
+        for path in sorted(Path("/var/log/xen").glob(f"*-{guest.name}.log")):
+            print(f"--- {path}\n{read(path)[-4000:]}", flush=True)
     run("xl", "debug-keys", "e")
     print("--- " + run("xl", "dmesg").stdout[-8000:], flush=True)
 

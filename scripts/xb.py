@@ -44,15 +44,28 @@ def arguments() -> argparse.Namespace:
     command = add("check", "run checks and tests")
     command.add_argument("--host", action="store_true", help="only what needs no emulated machine")
     command.add_argument("--nested", action="store_true", help="only what runs inside Xen")
-    command.add_argument("names", nargs="*", metavar="NAME",
-                         help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}")
+    command.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}",
+    )
     add("fmt", "format the Rust sources by the kernel's configuration")
     add("check-second", "build against the newest kernel of another series too")
     command = add("check-debug", "run the nested tests on a dom0 whose kernel has its instruments on")
     command.add_argument("names", nargs="*", metavar="TEST", help="only these nested tests")
-    add("check-long", "fuzz for an hour, run the long forms of the nested tests that have one, and break the code to see that tests fail")
+    add(
+        "check-long",
+        "fuzz for an hour, run the long forms of the nested tests that have one, and break the code to see that tests"
+        " fail",
+    )
     command = add("fuzz", "fuzz what parses bytes of a guest or of the toolstack", False)
-    command.add_argument("--seconds", type=float, default=fuzz.SHORT, help="shared by the targets, several at a time (default: %(default)s)")
+    command.add_argument(
+        "--seconds",
+        type=float,
+        default=fuzz.SHORT,
+        help="shared by the targets, several at a time (default: %(default)s)",
+    )
     command.add_argument("targets", nargs="*", metavar="TARGET", help=f"only these of {' '.join(fuzz.targets())}")
     command = add("mutate", "break the code in many places, one at a time, and see that the test named for it fails")
     command.add_argument("--list", action="store_true", help="show the breaks and their tests")
@@ -61,10 +74,15 @@ def arguments() -> argparse.Namespace:
     command.add_argument("--quick", action="store_true", help="do not run the tests on the code as it is before")
     command.add_argument("names", nargs="*", metavar="NAME", help="only these; * and ? are patterns")
     add("demo", "build, boot Xen and show guests on the module's disks")
-    command = add("bench", "build, boot Xen and measure the module beside its peers; options after -- go to scripts/nested/bench.py")
+    command = add(
+        "bench",
+        "build, boot Xen and measure the module beside its peers; options after -- go to scripts/nested/bench.py",
+    )
     command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- OPTION")
     for name in ("install", "uninstall"):
-        add(name, f"{name} module, modprobe.d file and hotplug helper").add_argument("--dest", type=Path, default=Path("/"))
+        add(name, f"{name} module, modprobe.d file and hotplug helper").add_argument(
+            "--dest", type=Path, default=Path("/")
+        )
     add("clean", "remove the module's build output", False)
     add("distclean", "remove everything that was built", False)
     return parser.parse_args()
@@ -87,7 +105,9 @@ def main() -> int:
             buildroot.ensure()
         case "run":
             argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
-            return buildroot.run(argv or ["bash"], cwd=Path.cwd(), binds=[*options.bind, Path.cwd()], check=False).returncode
+            return buildroot.run(
+                argv or ["bash"], cwd=Path.cwd(), binds=[*options.bind, Path.cwd()], check=False
+            ).returncode
         case "check":
             return check(options)
         case "fmt":
@@ -139,17 +159,21 @@ def built_and_nested(options: argparse.Namespace, name: str, *argv: str) -> int:
     with ahead():
         to = module.target(options.kver, options.kdir)
         module.build(to)
-        return subprocess.run([sys.executable, str(TOP / "scripts/nested" / name), "--kver", to.release, *argv]).returncode
+        return subprocess.run(
+            [sys.executable, str(TOP / "scripts/nested" / name), "--kver", to.release, *argv]
+        ).returncode
 
 
 @contextlib.contextmanager
 def ahead() -> Iterator[None]:
-    """Meanwhile makes the Debian of dom0's image, which takes as long as the build root. If that fails, whoever needs the
-    image tries again and tells why."""
+    """Meanwhile makes the Debian of dom0's image, which takes as long as the build root. If that fails, whoever needs
+    the image tries again and tells why."""
     log = BUILD / "log/ahead.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as errors, subprocess.Popen([sys.executable, str(TOP / "scripts/nested/image.py")],
-                                                    stderr=errors) as process:
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen([sys.executable, str(TOP / "scripts/nested/image.py")], stderr=errors) as process,
+    ):
         try:
             yield
         finally:
@@ -157,15 +181,22 @@ def ahead() -> Iterator[None]:
 
 
 def check(options: argparse.Namespace) -> int:
-    """All checks and tests unless options narrow them; a kernel tree that cannot be prepared fails all of them at once."""
+    """All checks and tests unless options narrow them; a kernel tree that cannot be prepared fails all of them at
+    once."""
     started = time.monotonic()
     if options.nested and options.names:
-        raise Fail(f"--nested runs no host check: leave out {' '.join(options.names)}\n"
-                   "  scripts/nested/run.py TEST... runs some of the nested tests.")
+        raise Fail(
+            f"--nested runs no host check: leave out {' '.join(options.names)}\n"
+            "  scripts/nested/run.py TEST... runs some of the nested tests."
+        )
     if unknown := sorted(set(options.names) - {check.__name__ for check in checks.CHECKS}):
         raise Fail(f"no check {' '.join(unknown)}; --help names them")
     both = options.host == options.nested
-    host = [check for check in checks.CHECKS if not options.names or check.__name__ in options.names] if both or options.host else []
+    host = (
+        [check for check in checks.CHECKS if not options.names or check.__name__ in options.names]
+        if both or options.host
+        else []
+    )
     in_xen = (both or options.nested) and not options.names
     with ahead() if in_xen else contextlib.nullcontext(), ThreadPoolExecutor(1) as pool:
         try:

@@ -39,8 +39,8 @@ PUBLISHED = TOP / "Documentation/benchmarks"
 SOURCE = Path(__file__).with_name("profile.c")
 PLOT = Path(__file__).with_name("plot.py")
 MEMORY, DOM0_MEMORY = 3072, 1792
-# In the timed mode dom0 and the guest have a processor each, as on a real machine: on a shared one each request costs two
-# switches between them, after which the emulator's tables of pages start empty, and hardly anything else is seen.
+# In the timed mode dom0 and the guest have a processor each, as on a real machine: on a shared one each request costs
+# two switches between them, after which the emulator's tables of pages start empty, and hardly anything else is seen.
 TIMED = {"cpus": 2, "xen": "dom0_max_vcpus=1 dom0_vcpus_pin"}
 
 
@@ -48,8 +48,16 @@ def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str,
     """All figures, as they come from dom0."""
     files = [*module_files(kver, "rs"), *frontend_files()]
     profile = Profile() if options.profile else None
-    with Machine(image.ensure(kver), files, memory=MEMORY, dom0_memory=DOM0_MEMORY, exact=mode == "exact",
-                 clock=mode == "timed", more=profile.arguments if profile else None, **(TIMED if mode == "timed" else {})) as machine:
+    with Machine(
+        image.ensure(kver),
+        files,
+        memory=MEMORY,
+        dom0_memory=DOM0_MEMORY,
+        exact=mode == "exact",
+        clock=mode == "timed",
+        more=profile.arguments if profile else None,
+        **(TIMED if mode == "timed" else {}),
+    ) as machine:
         say(f"{mode}: booting Xen and {kver}")
         machine.boot()
         command = f"cd /opt/xb && exec python3 -u dom0/bench.py --repeat {options.repeat}"
@@ -66,8 +74,11 @@ def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str,
             if text.startswith("@R "):
                 figure = json.loads(text[3:])
                 figures.append(figure)
-                print(f"  {figure['setup']:28} {figure['load']:30} {figure['cpu_ns'] / 1000:10.1f} {UNITS[mode]}, "
-                      f"{figure['per_second']:8.0f}/s, {figure['latency_us']:8.0f} us", flush=True)
+                print(
+                    f"  {figure['setup']:28} {figure['load']:30} {figure['cpu_ns'] / 1000:10.1f} {UNITS[mode]}, "
+                    f"{figure['per_second']:8.0f}/s, {figure['latency_us']:8.0f} us",
+                    flush=True,
+                )
             elif text.startswith("@P ") and profile:
                 profile.toggle(machine, json.loads(text[3:]))
             elif text:
@@ -83,7 +94,9 @@ class Profile:
 
     def __init__(self) -> None:
         library = OUTPUT / "profile.so"
-        buildroot.run(["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(library), str(SOURCE)], log="profile")
+        buildroot.run(
+            ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(library), str(SOURCE)], log="profile"
+        )
         self.counts = OUTPUT / "profile.txt"
         self.arguments = ["-plugin", f"file={library},out={self.counts}"]
         self.symbols: list[tuple[int, str]] = []
@@ -111,17 +124,28 @@ class Profile:
             address, memory, count = (int(word, base) for word, base in zip(line.split(), (16, 16, 10)))
             if address < 1 << 47:
                 rest["programs"] += count
-            elif address < 0xffff_8800_0000_0000:
+            elif address < 0xFFFF_8800_0000_0000:
                 rest["Xen"] += count
             else:
                 name = symbols[max(bisect.bisect_right(addresses, address) - 1, 0)][1]
                 # Each kernel's text is in one piece of memory, each module's page somewhere.
-                kernel = (memory - address) >> 24 if address < 0xffff_ffff_a000_0000 else -1
+                kernel = (memory - address) >> 24 if address < 0xFFFF_FFFF_A000_0000 else -1
                 kernels.setdefault(kernel, Counter())[name] += count
-        dom0 = max((counts["gnttab_map_refs"] + counts["notify_remote_via_irq"] / 1e6, key) for key, counts in kernels.items())[1]
-        print("  instructions for a request: " + ", ".join(f"{name} {count / requests:.0f}" for name, count in rest.items()))
+        dom0 = max(
+            (counts["gnttab_map_refs"] + counts["notify_remote_via_irq"] / 1e6, key) for key, counts in kernels.items()
+        )[1]
+        print(
+            "  instructions for a request: "
+            + ", ".join(f"{name} {count / requests:.0f}" for name, count in rest.items())
+        )
         for key, counts in sorted(kernels.items(), key=lambda item: -sum(item[1].values())):
-            what = "modules, of all domains" if key == -1 else "dom0's kernel" if key == dom0 else "another kernel or a part of one"
+            what = (
+                "modules, of all domains"
+                if key == -1
+                else "dom0's kernel"
+                if key == dom0
+                else "another kernel or a part of one"
+            )
             total = sum(counts.values()) / requests
             if total < 20:
                 continue
@@ -153,10 +177,16 @@ def table(figures: list[dict[str, Any]], key: str, scale: float, digits: int) ->
 
 def report(kver: str, mode: str, figures: list[dict[str, Any]]) -> str:
     rounds = 1 + max(figure["round"] for figure in figures)
-    cost = "Thousands of instructions that dom0 executes for a request" if mode == "exact" else \
-        "Microseconds of dom0's processor time for a request"
-    text = f"# {mode.capitalize()}: {kver}, {rounds} rounds in one boot\n\nMade by `make bench`; the median of the rounds, ± half of " \
-           f"{'the distance between their quartiles' if rounds > 3 else 'their range'}.\n\n## {cost}\n\n{table(figures, 'cpu_ns', 1000, 1)}\n"
+    cost = (
+        "Thousands of instructions that dom0 executes for a request"
+        if mode == "exact"
+        else "Microseconds of dom0's processor time for a request"
+    )
+    text = (
+        f"# {mode.capitalize()}: {kver}, {rounds} rounds in one boot\n\nMade by `make bench`; the median of the rounds,"
+        f" ± half of {'the distance between their quartiles' if rounds > 3 else 'their range'}.\n\n##"
+        f" {cost}\n\n{table(figures, 'cpu_ns', 1000, 1)}\n"
+    )
     text += f"\n## Mean latency in microseconds\n\n{table(figures, 'latency_us', 1, 0)}\n"
     return text + f"\n## Requests per second\n\n{table(figures, 'per_second', 1, 0)}\n"
 

@@ -5,9 +5,9 @@
     debug.py smoke rmmod    some of them
 
 KASAN, lockdep and their like report to the kernel's log; a report fails the test in which it appears unless
-tests/nested/lib/reports.py lists it as the kernel's own. At the end the log is read from its beginning, kmemleak is asked
-what has leaked, and lockdep, which ends at its first report, must still be there. The guests run the stock kernel.
-"""
+tests/nested/lib/reports.py lists it as the kernel's own. At the end the log is read from its beginning, kmemleak is
+asked what has leaked, and lockdep, which ends at its first report, must still be there. The guests run the stock
+kernel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from xb.module import target  # noqa: E402
 
 CPUS = 2
 MORE_MEMORY = 640  # MiB for KASAN's shadow, what it keeps of freed memory, and the other instruments' notes
-# KASAN goes on after its first report, and the log keeps all. Only the tests' own limits apply to a workqueue that waits, as emulation stalls.
+# KASAN goes on after its first report, and the log keeps all. Only the tests' own limits apply to a workqueue that
+# waits, as emulation stalls.
 KERNEL = "kasan_multi_shot log_buf_len=4M workqueue.watchdog_thresh=600"
 # Of the tests' loops: what an instrument finds it finds in the first rounds.
 LOOPS = 0.2
@@ -41,14 +42,20 @@ LOOPS = 0.2
 FIRST = "power_cut"
 # A test takes four times as long with the instruments as without: these run on the stock kernel alone.
 LEFT_OUT = {
-    name: reason for reason, names in {
+    name: reason
+    for reason, names in {
         "measures memory and time, which the instruments multiply": "scale",
-        "boots guests or moves them, which is the toolstack's work": "create_destroy driver_domain hvm_guest move pvh_guest pygrub reboot "
-                                                                     "root_on_device root_on_file",
-        "looks at names, access and scripts, which takes no code that others do not": "access_mode keep_script names one_writer parameters "
-                                                                                      "refused without_rs",
-        "looks at data on disks, which the instruments do not": "fill fio_verify large_sectors log_writes odd_sizes sector_sizes",
-    }.items() for name in names.split()
+        "boots guests or moves them, which is the toolstack's work": (
+            "create_destroy driver_domain hvm_guest move pvh_guest pygrub reboot root_on_device root_on_file"
+        ),
+        "looks at names, access and scripts, which takes no code that others do not": (
+            "access_mode keep_script names one_writer parameters refused without_rs"
+        ),
+        "looks at data on disks, which the instruments do not": (
+            "fill fio_verify large_sectors log_writes odd_sizes sector_sizes"
+        ),
+    }.items()
+    for name in names.split()
 }
 # What is looked at when no test is left, as dom0/reports.py calls it.
 ENDS = ("instruments", "reports", "leaks")
@@ -66,15 +73,24 @@ class DebugRunner(Runner):
             raise Fail(f"there is no debug kernel in {rel(directory)}: run `make check-debug`, which builds it")
         self.dom0 = image.Kernel(directory.name, directory / "vmlinux", directory / "modules")
         super().__init__(kver, *args)  # type: ignore[arg-type]
-        self.files += [*module_files(self.dom0.release, self.backend), *fault_files(target(None, str(directory / "tree")), self.backend)]
+        self.files += [
+            *module_files(self.dom0.release, self.backend),
+            *fault_files(target(None, str(directory / "tree")), self.backend),
+        ]
         self.queue.sort(key=lambda job: job.test.name != FIRST)
 
     def _image(self) -> image.Image:
         return image.ensure(self.kver, self.dom0)
 
     def _machine(self, cpus: int) -> Machine:
-        return Machine(self.image, self.files, cpus=cpus, kernel=KERNEL, memory=MEMORY + MORE_MEMORY,
-                       dom0_memory=DOM0_MEMORY + MORE_MEMORY)
+        return Machine(
+            self.image,
+            self.files,
+            cpus=cpus,
+            kernel=KERNEL,
+            memory=MEMORY + MORE_MEMORY,
+            dom0_memory=DOM0_MEMORY + MORE_MEMORY,
+        )
 
     def _boot(self, machine: Machine, number: int) -> None:
         super()._boot(machine, number)
@@ -122,7 +138,13 @@ def main() -> int:
     parser.add_argument("--kver", help="kernel release of the guests; dom0's is made from the same source")
     parser.add_argument("--jobs", type=positive, default=2, help="machines at a time")
     parser.add_argument("--cpus", type=positive, default=CPUS, help="processors of each machine, and of dom0 in it")
-    parser.add_argument("--loops", type=float, default=LOOPS, metavar="FACTOR", help="longer or shorter loops in the tests that have any")
+    parser.add_argument(
+        "--loops",
+        type=float,
+        default=LOOPS,
+        metavar="FACTOR",
+        help="longer or shorter loops in the tests that have any",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the tests' logs as they run")
     options = parser.parse_args()
@@ -130,22 +152,31 @@ def main() -> int:
     if unknown := sorted(set(options.tests) - set(tests)):
         raise Fail(f"no test {' '.join(unknown)}; `run.py --list` names them")
     kver = options.kver or os.environ.get("KVER") or default_kver()
-    chosen = [tests[name] for name in options.tests] or \
-        [test for name, test in tests.items() if name not in LEFT_OUT and not test.only_long]
+    chosen = [tests[name] for name in options.tests] or [
+        test for name, test in tests.items() if name not in LEFT_OUT and not test.only_long
+    ]
     if not options.tests:
         for name, reason in LEFT_OUT.items():
             say(f"left out: {name}: {reason}")
     start = time.monotonic()
     with lock("nested tests"):
-        outcomes = DebugRunner(kver, "rs", chosen, options.jobs, options.verbose, options.cpus, options.loops, False).run()
+        outcomes = DebugRunner(
+            kver, "rs", chosen, options.jobs, options.verbose, options.cpus, options.loops, False
+        ).run()
     ended = {outcome.name for outcome in outcomes}
-    outcomes += [Outcome(name, options.cpus, "fail", "did not run: the machine did not live so long")
-                 for name in (*(test.name for test in chosen), *ENDS) if name not in ended]
+    outcomes += [
+        Outcome(name, options.cpus, "fail", "did not run: the machine did not live so long")
+        for name in (*(test.name for test in chosen), *ENDS)
+        if name not in ended
+    ]
     if options.json:
         write_json(options.json, {"kver": kver, "backend": "rs", "tests": [asdict(outcome) for outcome in outcomes]})
     failed = sorted(outcome.name for outcome in outcomes if outcome.result != "ok")
-    print(f"\ndebug {kver}: {len(outcomes) - len(failed)} ok, {len(failed)} failed in {time.monotonic() - start:.0f} s"
-          + (f"; failed: {' '.join(failed)}" if failed else ""), flush=True)
+    print(
+        f"\ndebug {kver}: {len(outcomes) - len(failed)} ok, {len(failed)} failed in {time.monotonic() - start:.0f} s"
+        + (f"; failed: {' '.join(failed)}" if failed else ""),
+        flush=True,
+    )
     return 1 if failed else 0
 
 

@@ -35,14 +35,25 @@ NESTED = BUILD / "nested"
 GUEST = TOP / "tests/nested/guest"
 
 XEN = "4.20"
-PACKAGES = (f"xen-utils-{XEN} xen-hypervisor-{XEN}-amd64 xenstore-utils qemu-system-xen kmod udev python3 fio e2fsprogs"
-            " xfsprogs btrfs-progs util-linux mount procps busybox-static dmsetup strace zstd less seabios kexec-tools fuse2fs nfs-kernel-server rpcbind").split()
+PACKAGES = (
+    f"xen-utils-{XEN} xen-hypervisor-{XEN}-amd64 xenstore-utils qemu-system-xen kmod udev python3 fio e2fsprogs"
+    " xfsprogs btrfs-progs util-linux mount procps busybox-static dmsetup strace zstd less seabios kexec-tools fuse2fs"
+    " nfs-kernel-server rpcbind"
+).split()
 
 # What dom0 may load, by name; what these depend on comes along. Kept short: depmod runs at boot, under emulation.
-DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay dm-log-writes
-    xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs scsi_debug vfat nls_cp437 nls_ascii overlay fuse nfsd nfsv3""".split()
+DOM0_MODULES = """virtio_blk virtio_pci virtio_console ext4 xfs btrfs loop brd null_blk dm-mod dm-flakey dm-delay
+    dm-log-writes xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs scsi_debug vfat
+    nls_cp437 nls_ascii overlay fuse nfsd nfsv3""".split()
 GUEST_MODULES = ("xen-blkfront", "xen-gntalloc", "xen-gntdev", "xen-evtchn", "ext4")
-GUEST_PROGRAMS = ("usr/bin/fio", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/blkdiscard", "usr/sbin/kexec", "usr/bin/dd")
+GUEST_PROGRAMS = (
+    "usr/bin/fio",
+    "usr/sbin/mke2fs",
+    "usr/sbin/e2fsck",
+    "usr/sbin/blkdiscard",
+    "usr/sbin/kexec",
+    "usr/bin/dd",
+)
 # fio is linked with the clients of storage clusters, 50 MB in all. In a guest they are empty stand-ins.
 FIO_LIBRARIES = ("libnuma.so.1", "libz.so.1", "libm.so.6", "libaio.so.1t64", "libc.so.6")
 
@@ -50,6 +61,7 @@ FIO_LIBRARIES = ("libnuma.so.1", "libz.so.1", "libm.so.6", "libaio.so.1t64", "li
 @dataclass(frozen=True)
 class Image:
     """The files that QEMU boots from, and the kernel release that dom0 is of."""
+
     release: str
     directory: Path
 
@@ -73,6 +85,7 @@ class Image:
 @dataclass(frozen=True)
 class Kernel:
     """A kernel and its modules directory."""
+
     release: str
     file: Path
     directory: Path
@@ -92,8 +105,8 @@ def kernel_files(kver: str) -> tuple[Path, Path]:
 
 
 def ensure(kver: str, dom0: Kernel | None = None) -> Image:
-    """The images for release KVER, made when something that they depend on has changed. DOM0 is a kernel for dom0 alone;
-    the guests run the stock one."""
+    """The images for release KVER, made when something that they depend on has changed. DOM0 is a kernel for dom0
+    alone; the guests run the stock one."""
     stock = Kernel(kver, *kernel_files(kver))
     dom0 = dom0 or stock
     recipe = inspect.getsource(sys.modules[__name__])
@@ -127,8 +140,15 @@ def _make_base(base: Path) -> None:
     NESTED.mkdir(parents=True, exist_ok=True)
     leave_out = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")]
     with step(f"nested: Debian {buildroot.SUITE} with Xen {XEN} for dom0 (about 1 min)"):
-        buildroot.mmdebstrap("--aptopt=APT::Install-Recommends \"false\"", *leave_out, f"--include={','.join(PACKAGES)}",
-                             buildroot.SUITE, str(new), f"deb {buildroot.MIRROR} {buildroot.SUITE} main", log="nested-base")
+        buildroot.mmdebstrap(
+            '--aptopt=APT::Install-Recommends "false"',
+            *leave_out,
+            f"--include={','.join(PACKAGES)}",
+            buildroot.SUITE,
+            str(new),
+            f"deb {buildroot.MIRROR} {buildroot.SUITE} main",
+            log="nested-base",
+        )
     new.rename(base)
 
 
@@ -155,8 +175,10 @@ def _make(base: Path, stock: Kernel, dom0_kernel: Kernel, directory: Path) -> No
         guest = Tree(work / "guest")
         _guest_tree(guest, base, stock)
         write_cpio(guest.path, new / "guest.cpio")
-        buildroot.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(guest.path), str(new / "guest-root.img"), "64M"],
-                      log="nested-image")
+        buildroot.run(
+            ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(guest.path), str(new / "guest-root.img"), "64M"],
+            log="nested-image",
+        )
 
     with step(f"nested: dom0's disk image, {release}"):
         root = Tree(work / "dom0")
@@ -181,8 +203,23 @@ def _make(base: Path, stock: Kernel, dom0_kernel: Kernel, directory: Path) -> No
         for name in ("etc/hostname", "etc/fstab"):
             (root.path / name).write_text("dom0\n" if name.endswith("hostname") else "")
         (root.path / "opt/xb").mkdir()
-        buildroot.run(["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", str(root.path),
-                       str(new / "dom0.img"), "1200M"], log="nested-image", append=True)
+        buildroot.run(
+            [
+                "mke2fs",
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-E",
+                "lazy_itable_init=1",
+                "-d",
+                str(root.path),
+                str(new / "dom0.img"),
+                "1200M",
+            ],
+            log="nested-image",
+            append=True,
+        )
     remove(work)
     new.rename(directory)
 
@@ -265,7 +302,10 @@ def _guest_tree(tree: Tree, base: Path, kernel: Kernel) -> None:
     directory = tree.path / "usr/lib/x86_64-linux-gnu"
     directory.mkdir(parents=True)
     for name, path in libraries.items():
-        tree.add(base / path.lstrip("/"), f"usr/lib64/{name}" if name.startswith("ld-") else f"usr/lib/x86_64-linux-gnu/{name}")
+        tree.add(
+            base / path.lstrip("/"),
+            f"usr/lib64/{name}" if name.startswith("ld-") else f"usr/lib/x86_64-linux-gnu/{name}",
+        )
     for name in programs:
         tree.add(base / name, name.replace("usr/sbin", "sbin"))
     for link, target in (("mkfs.ext4", "mke2fs"), ("fsck.ext4", "e2fsck")):
@@ -287,7 +327,8 @@ for name; do nm -D --defined-only "$base/usr/lib/x86_64-linux-gnu/$name"; done |
 nm -D --undefined-only "$fio" | awk '$1 == "U" {print $2}' | sed 's/@.*//' | sort -u | comm -23 - .have >.lack
 { echo 'extern void abort(void);'; sed 's/.*/void &(void) { abort(); }/' .lack; } >.stub.c
 readelf -d "$fio" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' | while read -r name; do
-    case " $* " in *" $name "*) ;; *) gcc -w -shared -fPIC -fno-builtin -O1 -s -nostdlib -Wl,-soname,"$name" -o "$name" .stub.c ;; esac
+    case " $* " in *" $name "*) continue ;; esac
+    gcc -w -shared -fPIC -fno-builtin -O1 -s -nostdlib -Wl,-soname,"$name" -o "$name" .stub.c
 done
 rm .stub.c .have .lack
 """
@@ -310,7 +351,7 @@ def _payload(image: bytes) -> bytes:
     """The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: payload_offset, payload_length)."""
     start = ((image[0x1F1] or 4) + 1) * 512 + int.from_bytes(image[0x248:0x24C], "little")
     length = int.from_bytes(image[0x24C:0x250], "little")
-    payload = image[start:start + length]
+    payload = image[start : start + length]
     if payload[:4] != b"\x28\xb5\x2f\xfd":
         raise Fail("the kernel is not packed with zstd")
     return payload[:-4]  # the last four bytes are the unpacked size, appended by the kernel's build
@@ -319,6 +360,7 @@ def _payload(image: bytes) -> bytes:
 def write_cpio(tree: Path, target: Path) -> None:
     """TREE as a newc archive, not compressed: unpacking costs more under emulation than loading."""
     with target.open("wb") as out:
+
         def entry(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
             header = [0, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0]
             out.write(b"070701" + b"".join(b"%08X" % field for field in header) + name.encode() + b"\0")

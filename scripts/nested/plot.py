@@ -27,13 +27,21 @@ def main() -> None:
     loads = list(dict.fromkeys(f["load"] for f in figures))
     columns = min(4, len(loads))
     rows = -(-len(loads) // columns)
-    picture, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 0.32 * rows * len(setups) + rows), squeeze=False, sharey=True)
-    for axis in axes.flat[len(loads):]:
+    picture, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 0.32 * rows * len(setups) + rows), squeeze=False, sharey=True
+    )
+    for axis in axes.flat[len(loads) :]:
         axis.set_visible(False)
     for axis, load in zip(axes.flat, loads):
         values = [[f["cpu_ns"] / 1000 for f in figures if (f["setup"], f["load"]) == (setup, load)] for setup in setups]
         middle, below, above = zip(*(summary(v or [0]) for v in values))
-        axis.barh(setups, middle, xerr=[below, above], color=[OURS if s.startswith("rs") else OTHERS for s in setups], ecolor="#444444")
+        axis.barh(
+            setups,
+            middle,
+            xerr=[below, above],
+            color=[OURS if s.startswith("rs") else OTHERS for s in setups],
+            ecolor="#444444",
+        )
         axis.set_title(load, fontsize=9)
         axis.tick_params(labelsize=8)
     axes.flat[0].invert_yaxis()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ PROGRESS = 60  # seconds between lines of a test's log that are shown in any cas
 @dataclass
 class Test:
     """What a test file says about itself, read without running it."""
+
     name: str
     purpose: str
     backends: tuple[str, ...]
@@ -52,6 +54,7 @@ class Test:
 @dataclass
 class Job:
     """A test that is to be run, and the kind of machine that it needs; 0: any."""
+
     test: Test
     cpus: int
 
@@ -72,31 +75,57 @@ def find_tests() -> dict[str, Test]:
     found = {}
     for path in sorted((TESTS / "tests").glob("*.py")):
         tree = ast.parse(path.read_text())
-        values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body
-                  if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                  and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE", "LONG", "ONLY_LONG", "PROCESSORS")}
-        found[path.stem] = Test(path.stem, (ast.get_docstring(tree) or "").strip(), values["BACKENDS"], values["TIMEOUT"],
-                                values.get("ESTIMATE", 20), values.get("LONG"), values.get("ONLY_LONG", False),
-                                values.get("PROCESSORS", ()))
+        values = {
+            node.targets[0].id: ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ("BACKENDS", "TIMEOUT", "ESTIMATE", "LONG", "ONLY_LONG", "PROCESSORS")
+        }
+        found[path.stem] = Test(
+            path.stem,
+            (ast.get_docstring(tree) or "").strip(),
+            values["BACKENDS"],
+            values["TIMEOUT"],
+            values.get("ESTIMATE", 20),
+            values.get("LONG"),
+            values.get("ONLY_LONG", False),
+            values.get("PROCESSORS", ()),
+        )
     return found
 
 
 class Runner:
     """Shares the tests out among machines, prints each result as it comes.
 
-    The machines have one processor each, unless CPUS says how many. At the end one of them is made anew with two, for the
-    tests that want these, and has the host for itself: an emulated machine with two needs both of the host's.
-    """
+    The machines have one processor each, unless CPUS says how many. At the end one of them is made anew with two, for
+    the tests that want these, and has the host for itself: an emulated machine with two needs both of the host's."""
 
     # Under this name times are remembered, if not under the backend's.
     TIMES_OF = ""
 
-    def __init__(self, kver: str, backend: str, tests: list[Test], jobs: int, verbose: bool, cpus: int | None,
-                 loops: float, long: bool, xen: str = "", module: Path | None = None, brief: bool = False) -> None:
+    def __init__(
+        self,
+        kver: str,
+        backend: str,
+        tests: list[Test],
+        jobs: int,
+        verbose: bool,
+        cpus: int | None,
+        loops: float,
+        long: bool,
+        xen: str = "",
+        module: Path | None = None,
+        brief: bool = False,
+    ) -> None:
         self.kver, self.backend, self.verbose, self.loops, self.long = kver, backend, verbose, loops, long
         self.xen, self.brief = xen, brief
         self.image = self._image()
-        self.files = [*module_files(kver, backend, module), *fault_files(target(kver, None), backend), *frontend_files()]
+        self.files = [
+            *module_files(kver, backend, module),
+            *fault_files(target(kver, None), backend),
+            *frontend_files(),
+        ]
         times = read_json(TIMES).get(self.TIMES_OF or backend, {})
         self.jobs = [Job(test, kind) for test in tests for kind in ((0,) if cpus else test.processors or (0,))]
         self.queue = sorted(self.jobs, key=lambda job: (job.cpus > 1, -times.get(job.test.name, job.test.estimate)))
@@ -107,7 +136,9 @@ class Runner:
         self.machines: list[Machine] = []
 
     def run(self) -> list[Outcome]:
-        workers = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(len(self.kinds))]
+        workers = [
+            threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(len(self.kinds))
+        ]
         try:
             for worker in workers:
                 worker.start()
@@ -123,12 +154,15 @@ class Runner:
             for machine in self.machines:
                 machine.remove()
         times = read_json(TIMES)
-        times.setdefault(self.TIMES_OF or self.backend, {}).update({o.name: round(o.seconds, 1) for o in self.outcomes if o.result == "ok"})
+        times.setdefault(self.TIMES_OF or self.backend, {}).update(
+            {o.name: round(o.seconds, 1) for o in self.outcomes if o.result == "ok"}
+        )
         write_json(TIMES, times)
         return self.outcomes
 
     def _next(self, number: int) -> Job | None:
-        """The next job for a machine; it becomes one of another kind if no machine is left for the jobs that need that."""
+        """The next job for a machine; it becomes one of another kind if no machine is left for the jobs that need
+        that."""
         with self.lock:
             for job in self.queue:
                 if job.cpus in (0, self.kinds[number]):
@@ -192,8 +226,10 @@ class Runner:
             raise Dead(f"dom0 runs {release}, not {self.image.release}")
         with self.lock:
             processors = "one processor" if machine.cpus == 1 else f"{machine.cpus} processors"
-            say(f"machine {number + 1}: Xen and {release} with {processors} up after {time.monotonic() - start:.1f} s; "
-                f"time limits are stretched {machine.pace:g} times")
+            say(
+                f"machine {number + 1}: Xen and {release} with {processors} up after {time.monotonic() - start:.1f} s; "
+                f"time limits are stretched {machine.pace:g} times"
+            )
 
     def _one(self, machine: Machine, test: Test, outcome: Outcome) -> None:
         state: dict[str, Any] | None = None
@@ -201,8 +237,15 @@ class Runner:
         timeout = test.timeout * max(1.0, loops)
         shown = time.monotonic()
         while True:
-            machine.send(run=test.name, backend=self.backend, timeout=timeout, state=state, loops=loops, pace=PACE,
-                         brief=self.brief)
+            machine.send(
+                run=test.name,
+                backend=self.backend,
+                timeout=timeout,
+                state=state,
+                loops=loops,
+                pace=PACE,
+                brief=self.brief,
+            )
             for message in machine.messages(timeout + GRACE):
                 if "log" in message:
                     outcome.log.append(message["log"])
@@ -252,7 +295,6 @@ def shell(kver: str, backend: str) -> int:
     """dom0's console on this terminal; Ctrl-A X ends QEMU."""
     machine = Machine(image.ensure(kver), [*module_files(kver, backend), *frontend_files()], kernel="xb.shell=1")
     try:
-        import subprocess
         return subprocess.run(machine.command(None)).returncode
     finally:
         machine.remove()
@@ -270,16 +312,22 @@ def execute(kver: str, backend: str, command: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", nargs="*", metavar="TEST")
-    parser.add_argument("--kver", help="kernel release of dom0 and guests (default: that of `make`, or the newest that is prepared)")
+    parser.add_argument(
+        "--kver", help="kernel release of dom0 and guests (default: that of `make`, or the newest that is prepared)"
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="rs")
     parser.add_argument("--jobs", type=positive, default=2, help="machines at a time")
-    parser.add_argument("--cpus", type=positive, help="processors of each machine, and of dom0 in it (default: one and two in turn)")
+    parser.add_argument(
+        "--cpus", type=positive, help="processors of each machine, and of dom0 in it (default: one and two in turn)"
+    )
     parser.add_argument("--xen", default="", metavar="OPTIONS", help="more options for Xen's command line")
     parser.add_argument("--module", type=Path, metavar="FILE", help="this module rather than that of `make`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and logs here, too")
     parser.add_argument("--list", action="store_true", help="name the tests and what they prove")
     parser.add_argument("--repeat", type=positive, default=1, help="run each test so often")
-    parser.add_argument("--loops", type=float, default=1, metavar="FACTOR", help="longer or shorter loops in the tests that have any")
+    parser.add_argument(
+        "--loops", type=float, default=1, metavar="FACTOR", help="longer or shorter loops in the tests that have any"
+    )
     parser.add_argument("--long", action="store_true", help="only the tests that have a long form, in that form")
     parser.add_argument("--brief", action="store_true", help="do not look around after a failure, only say what it was")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the tests' logs as they run")
@@ -301,7 +349,11 @@ def main() -> int:
     if options.exec:
         return execute(kver, options.backend, options.exec)
 
-    chosen = [tests[name] for name in options.tests] if options.tests else [test for test in tests.values() if options.long or not test.only_long]
+    chosen = (
+        [tests[name] for name in options.tests]
+        if options.tests
+        else [test for test in tests.values() if options.long or not test.only_long]
+    )
     chosen = [test for test in chosen if options.backend in test.backends and (test.long or not options.long)]
     if not chosen:
         raise Fail(f"none of these tests applies to {options.backend}")
@@ -313,17 +365,32 @@ def main() -> int:
             raise Fail(f"--json {options.json}: {error.strerror}; name a file that can be written") from None
     start = time.monotonic()
     with lock("nested tests"):  # two runs at a time would only run into each other's time limits
-        runner = Runner(kver, options.backend, chosen * options.repeat, options.jobs, options.verbose, options.cpus,
-                        options.loops, options.long, options.xen, options.module, options.brief)
+        runner = Runner(
+            kver,
+            options.backend,
+            chosen * options.repeat,
+            options.jobs,
+            options.verbose,
+            options.cpus,
+            options.loops,
+            options.long,
+            options.xen,
+            options.module,
+            options.brief,
+        )
         outcomes = runner.run()
     if options.json:
         write_json(options.json, {"kver": kver, "backend": options.backend, "tests": [asdict(o) for o in outcomes]})
     count = {word: sum(o.result == word for o in outcomes) for word in ("ok", "fail")}
     failed = sorted({o.name for o in outcomes if o.result == "fail"})
     missing = len(runner.jobs) - len(outcomes)
-    print(f"\nnested {kver} {options.backend}: {count['ok']} ok, {count['fail']} failed"
-          f" in {time.monotonic() - start:.0f} s" + (f"; failed: {' '.join(failed)}" if failed else "")
-          + (f"; {missing} did not run" if missing else ""), flush=True)
+    print(
+        f"\nnested {kver} {options.backend}: {count['ok']} ok, {count['fail']} failed"
+        f" in {time.monotonic() - start:.0f} s"
+        + (f"; failed: {' '.join(failed)}" if failed else "")
+        + (f"; {missing} did not run" if missing else ""),
+        flush=True,
+    )
     return 1 if failed or missing else 0
 
 

@@ -32,8 +32,8 @@ MEMORY, DOM0_MEMORY = 2304, 1152
 CPU = "max,-xsave,-avx,-avx2"
 # The scratch drives by serial number, in MiB: sparse files on the host.
 DRIVES = {"xb-ext4": 1024, "xb-xfs": 1024, "xb-btrfs": 1024, "xb-bdev": 1024}
-# How many times longer than on an idle host everything may take; the machine measures it and reports what it finds. XB_PACE
-# is the least that counts, for what is slow in itself.
+# How many times longer than on an idle host everything may take; the machine measures it and reports what it finds.
+# XB_PACE is the least that counts, for what is slow in itself.
 PACE = max(float(os.environ.get("XB_PACE") or 1), 1.0)
 # Nobody knows yet how slow the machine is: 15 to 17 are usual on an idle host, and this is thirty times that.
 BOOT_SECONDS = 480 * PACE
@@ -51,20 +51,31 @@ def qemu(root: Path = ROOT) -> list[str]:
         if not found:
             raise Fail("no QEMU: run `make` first, it makes the build root")
         return [found]
-    return [str(root / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(root / "usr/lib/x86_64-linux-gnu"),
-            str(binary), "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
+    return [
+        str(root / "usr/lib64/ld-linux-x86-64.so.2"),
+        "--library-path",
+        str(root / "usr/lib/x86_64-linux-gnu"),
+        str(binary),
+        "-L",
+        str(root / "usr/share/qemu"),
+        "-L",
+        str(root / "usr/share/seabios"),
+    ]
 
 
 def module_files(kver: str, backend: str, module: Path | None = None) -> list[tuple[Path, str, int]]:
-    """What an installed xen-blkback-rs consists of: (source, path in dom0, mode). MODULE is another one than `make` builds."""
+    """What an installed xen-blkback-rs consists of: (source, path in dom0, mode). MODULE is another one than `make`
+    builds."""
     if backend != "rs":
         return []
     module = module or BUILD / "module" / kver / "xen-blkback-rs.ko"
     if not module.exists():
         raise Fail(f"no {rel(module)}: run `make KVER={kver}` first, or choose --backend loop or qdisk")
     files = [(module, f"usr/lib/modules/{kver}/updates/xen-blkback-rs.ko", 0o644)]
-    for name, target, mode in (("xen-blkback-rs.conf", "etc/modprobe.d/xen-blkback-rs.conf", 0o644),
-                               ("block-rs", "etc/xen/scripts/block-rs", 0o755)):
+    for name, target, mode in (
+        ("xen-blkback-rs.conf", "etc/modprobe.d/xen-blkback-rs.conf", 0o644),
+        ("block-rs", "etc/xen/scripts/block-rs", 0o755),
+    ):
         if (DIST / name).exists():
             files.append((DIST / name, target, mode))
     return files
@@ -99,13 +110,16 @@ def xl_clock() -> tuple[Path, str, int]:
     with lock("xl-clock"):  # several machines are made at a time
         if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
             new = library.with_name(f".{library.name}.new")
-            buildroot.run(["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(new), str(source)], log="xl-clock")
+            buildroot.run(
+                ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(new), str(source)], log="xl-clock"
+            )
             new.rename(library)
     return library, "opt/xb/lib/xl_clock.so", 0o644
 
 
 def tar_drive(target: Path, files: list[tuple[Path, str, int]]) -> None:
     """The drive that every boot unpacks over dom0's root: agent, library, tests and the module, as they are now."""
+
     def root_owned(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
         info.uid = info.gid = 0
         info.uname = info.gname = "root"
@@ -124,8 +138,8 @@ def tar_drive(target: Path, files: list[tuple[Path, str, int]]) -> None:
 
 
 class Clock(threading.Thread):
-    """Tells dom0 how much processor time the thread of the machine's first processor has used, in nanoseconds: a line for
-    each that dom0 sends."""
+    """Tells dom0 how much processor time the thread of the machine's first processor has used, in nanoseconds: a line
+    for each that dom0 sends."""
 
     def __init__(self, process: int, line: socket.socket) -> None:
         super().__init__(daemon=True)
@@ -145,11 +159,22 @@ class Clock(threading.Thread):
 class Machine:
     """A machine whose drives outlive its power: boot() after kill() is what a power cut is."""
 
-    def __init__(self, image: Image, files: list[tuple[Path, str, int]], *, cpus: int = 1, xen: str = "", kernel: str = "",
-                 memory: int = MEMORY, dom0_memory: int = DOM0_MEMORY, exact: bool = False, clock: bool = False,
-                 more: list[str] | None = None) -> None:
-        """Sizes are in MiB. An exact machine's clock counts instructions: a nanosecond of it is one. MORE goes to QEMU. With
-        CLOCK dom0 can ask a Clock."""
+    def __init__(
+        self,
+        image: Image,
+        files: list[tuple[Path, str, int]],
+        *,
+        cpus: int = 1,
+        xen: str = "",
+        kernel: str = "",
+        memory: int = MEMORY,
+        dom0_memory: int = DOM0_MEMORY,
+        exact: bool = False,
+        clock: bool = False,
+        more: list[str] | None = None,
+    ) -> None:
+        """Sizes are in MiB. An exact machine's clock counts instructions: a nanosecond of it is one. MORE goes to QEMU.
+        With CLOCK dom0 can ask a Clock."""
         self.image = image
         self.clock = clock
         self.more = more or []
@@ -173,30 +198,70 @@ class Machine:
         """The whole command line. cache=unsafe: what dom0 has sent to a drive survives our SIGKILL in the host's
         page cache, what it still holds itself does not; so a power cut means what it should."""
         image = self.image
-        xen = f"com1=115200,8n1 console=com1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M loglvl=all guest_loglvl=all conring_size=256k " \
-              f"spec-ctrl=no noreboot watchdog=0 {self.xen}"
+        xen = (
+            f"com1=115200,8n1 console=com1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M loglvl=all"
+            f" guest_loglvl=all conring_size=256k spec-ctrl=no noreboot watchdog=0 {self.xen}"
+        )
         kernel = f"console=hvc0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on {self.kernel}"
-        emulation = ["tcg,thread=single", "-icount", "shift=0,sleep=off,align=off", "-seed", "1", "-rtc", "base=2026-11-01,clock=vm"] \
-            if self.exact else ["tcg,thread=multi"]
+        emulation = (
+            [
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off,align=off",
+                "-seed",
+                "1",
+                "-rtc",
+                "base=2026-11-01,clock=vm",
+            ]
+            if self.exact
+            else ["tcg,thread=multi"]
+        )
         # QEMU gives up ("Bad icount read") where an x2APIC's timer is set.
         cpu = f"{CPU},-x2apic" if self.exact else CPU
-        argv = [*qemu(), "-accel", *emulation, "-cpu", cpu, "-smp", str(self.cpus), "-m", str(self.memory), "-nodefaults",
-                "-display", "none", "-no-reboot", "-kernel", str(image.xen), "-append", xen,
-                "-initrd", f"{image.kernel} {kernel},{image.initramfs}"]
+        argv = [
+            *qemu(),
+            "-accel",
+            *emulation,
+            "-cpu",
+            cpu,
+            "-smp",
+            str(self.cpus),
+            "-m",
+            str(self.memory),
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-kernel",
+            str(image.xen),
+            "-append",
+            xen,
+            "-initrd",
+            f"{image.kernel} {kernel},{image.initramfs}",
+        ]
         argv += self.more
         drives = [(image.root, "xb-root", ",snapshot=on"), (self.directory / "tar", "xb-tar", "")]
         drives += [(self.directory / name, name, ",discard=unmap") for name in DRIVES]
         # For a guest that is to have a Debian as its root, too.
         drives += [(image.root, "xb-root-again", ",readonly=on")]
         for number, (path, serial, more) in enumerate(drives):
-            argv += ["-drive", f"file={path},format=raw,if=none,id=d{number},cache=unsafe,aio=threads{more}",
-                     "-device", f"virtio-blk-pci,drive=d{number},serial={serial}"]
+            argv += [
+                "-drive",
+                f"file={path},format=raw,if=none,id=d{number},cache=unsafe,aio=threads{more}",
+                "-device",
+                f"virtio-blk-pci,drive=d{number},serial={serial}",
+            ]
         if agent is None:
             return [*argv, "-serial", "mon:stdio"]
         argv += ["-serial", f"file:{self.console}", "-device", "virtio-serial-pci", "-name", "xb,debug-threads=on"]
         for name, line in (("agent", agent), ("clock", clock)):
             if line is not None:
-                argv += ["-chardev", f"socket,id={name},fd={line}", "-device", f"virtserialport,chardev={name},name=xb.{name}"]
+                argv += [
+                    "-chardev",
+                    f"socket,id={name},fd={line}",
+                    "-device",
+                    f"virtserialport,chardev={name},name=xb.{name}",
+                ]
         return argv
 
     def boot(self) -> str:
@@ -206,10 +271,14 @@ class Machine:
         lines = [agent[1].fileno(), *([clock[1].fileno()] if self.clock else [])]
         with agent[1], clock[1]:
             # setpriv: QEMU must not outlive us, however we end.
-            self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *self.command(*lines)],
-                                            stdin=subprocess.DEVNULL, stdout=(self.directory / "qemu.log").open("ab"),
-                                            stderr=subprocess.STDOUT, pass_fds=lines,
-                                            env=os.environ | {"TMPDIR": str(self.directory)})
+            self.process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *self.command(*lines)],
+                stdin=subprocess.DEVNULL,
+                stdout=(self.directory / "qemu.log").open("ab"),
+                stderr=subprocess.STDOUT,
+                pass_fds=lines,
+                env=os.environ | {"TMPDIR": str(self.directory)},
+            )
         self.line = agent[0]
         end = time.monotonic() + BOOT_SECONDS
         while "ready" not in (message := self.receive(end - time.monotonic())):
@@ -259,12 +328,14 @@ class Machine:
                 return
 
     def execute(self, command: str, timeout: float = 3600) -> Iterator[dict[str, Any]]:
-        self.send(**{"exec": command, "timeout": timeout})
+        self.send(exec=command, timeout=timeout)
         return self.messages(timeout + 30)
 
     def tail(self, lines: int = 40) -> str:
         """The end of the serial console: Xen's and dom0's last words."""
-        text = "".join(path.read_text(errors="replace") for path in (self.directory / "qemu.log", self.console) if path.exists())
+        text = "".join(
+            path.read_text(errors="replace") for path in (self.directory / "qemu.log", self.console) if path.exists()
+        )
         return "\n".join(line.rstrip() for line in text.splitlines()[-lines:])
 
     def kill(self) -> None:

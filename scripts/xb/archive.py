@@ -66,8 +66,10 @@ def find(kver: str) -> Release:
             if release.kver == kver:
                 return release
     names = "\n".join(f"    {release.kver}" for release in releases())
-    raise Fail(f"there is no kernel {kver} with headers and source in {buildroot.SUITE} or {buildroot.BACKPORTS}.\n"
-               f"  KVER can be one of these, if it was built with CONFIG_RUST:\n{names}")
+    raise Fail(
+        f"there is no kernel {kver} with headers and source in {buildroot.SUITE} or {buildroot.BACKPORTS}.\n"
+        f"  KVER can be one of these, if it was built with CONFIG_RUST:\n{names}"
+    )
 
 
 def second_kver(first: str) -> str:
@@ -112,13 +114,25 @@ def _read() -> dict:
             source = sources.get(version)
             if source and (f"linux-headers-{kver}", version) in headers:
                 parts = re.findall(rf"(\S+-{re.escape(kver)}) \(= {re.escape(version)}\)", image.get("Depends", ""))
-                found.append(Release(kver, version, f"{source}={version}", f"linux-headers-{kver}={version}",
-                                     [f"{package}={version}" for package in (image["Package"], *parts)]))
+                found.append(
+                    Release(
+                        kver,
+                        version,
+                        f"{source}={version}",
+                        f"linux-headers-{kver}={version}",
+                        [f"{package}={version}" for package in (image["Package"], *parts)],
+                    )
+                )
         found.sort(key=lambda release: _numbers(release.version), reverse=True)
         running = platform.release()
-        return {"read": time.time(), "mirror": buildroot.MIRROR, "default": _backports_default(),
-                "running": running, "running_ok": any(r.kver == running for r in found) and _host_fits(running),
-                "releases": [asdict(release) for release in found]}
+        return {
+            "read": time.time(),
+            "mirror": buildroot.MIRROR,
+            "default": _backports_default(),
+            "running": running,
+            "running_ok": any(r.kver == running for r in found) and _host_fits(running),
+            "releases": [asdict(release) for release in found],
+        }
 
 
 def _backports_default() -> str:

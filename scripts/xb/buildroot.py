@@ -95,7 +95,12 @@ def extra(packages: Sequence[str]) -> None:
     if missing:
         with lock("root"), step(f"build root: adding {' '.join(missing)}"):
             run(["apt-get", "update"], log="root-extra", env=APT_ENV)
-            run(["apt-get", "install", "-y", "--no-install-recommends", *missing], log="root-extra", append=True, env=APT_ENV)
+            run(
+                ["apt-get", "install", "-y", "--no-install-recommends", *missing],
+                log="root-extra",
+                append=True,
+                env=APT_ENV,
+            )
 
 
 APT_ENV = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -151,10 +156,20 @@ def compilers() -> list[str]:
     return read_json(ROOT / ".xb-stamp")["compilers"]
 
 
-def run(argv: Sequence[str], *, cwd: str | Path = TOP, env: Mapping[str, str] | None = None,
-        binds: Iterable[str | Path] = (), log: str | None = None, append: bool = False, capture: bool = False,
-        check: bool = True, ready: bool = True, lines: int = 25,
-        **popen: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    argv: Sequence[str],
+    *,
+    cwd: str | Path = TOP,
+    env: Mapping[str, str] | None = None,
+    binds: Iterable[str | Path] = (),
+    log: str | None = None,
+    append: bool = False,
+    capture: bool = False,
+    check: bool = True,
+    ready: bool = True,
+    lines: int = 25,
+    **popen: Any,
+) -> subprocess.CompletedProcess[str]:
     """Runs argv inside the build root, with the checkout (and BINDS) at the same path as on the host.
 
     log=NAME sends the output to build/log/NAME.log; capture=True returns it; else it goes where ours goes.
@@ -166,8 +181,24 @@ def run(argv: Sequence[str], *, cwd: str | Path = TOP, env: Mapping[str, str] | 
     need_root("running a command in the build root")
     _refresh_resolv_conf()
     paths = [str(Path(path).resolve()) for path in (TOP, *binds)]
-    command = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
-               "sh", "-c", ENTER, "xb-enter", str(ROOT), str(cwd), *paths, "--", *argv]
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        ENTER,
+        "xb-enter",
+        str(ROOT),
+        str(cwd),
+        *paths,
+        "--",
+        *argv,
+    ]
     popen["env"] = _clean_env(env)
     if log:
         if check:
@@ -176,15 +207,25 @@ def run(argv: Sequence[str], *, cwd: str | Path = TOP, env: Mapping[str, str] | 
         raise ValueError("log= implies check=True")
     done = subprocess.run(command, text=True, capture_output=capture, **popen)
     if check and done.returncode:
-        raise Fail(f"{argv[0]} failed in the build root with exit code {done.returncode}" +
-                   (f":\n{done.stdout}{done.stderr}" if capture else ""))
+        raise Fail(
+            f"{argv[0]} failed in the build root with exit code {done.returncode}"
+            + (f":\n{done.stdout}{done.stderr}" if capture else "")
+        )
     return done
 
 
 def _clean_env(env: Mapping[str, str] | None) -> dict[str, str]:
     keep = {name: os.environ[name] for name in ("TERM", "http_proxy", "https_proxy", "no_proxy") if name in os.environ}
-    return keep | {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
-                   "LC_ALL": "C.UTF-8", "PYTHONPYCACHEPREFIX": str(BUILD / "pycache")} | dict(env or {})
+    return (
+        keep
+        | {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPYCACHEPREFIX": str(BUILD / "pycache"),
+        }
+        | dict(env or {})
+    )
 
 
 def _refresh_resolv_conf() -> None:

@@ -27,7 +27,9 @@ CRATES = [TOP / file for file in ("blkback/blkback.rs", "blkback/blkif/blkif.rs"
 MISUSE = TOP / "tests/misuse/misuse.rs"
 MARK = re.compile(r"//~ (E\d+)$")
 # Attributes that would turn off what makes people justify unsafe code.
-SILENCED = re.compile(r"\b(?:allow|expect)\s*\([^)]*?\b(undocumented_unsafe_blocks|missing_safety_doc|unsafe_op_in_unsafe_fn)\b")
+SILENCED = re.compile(
+    r"\b(?:allow|expect)\s*\([^)]*?\b(undocumented_unsafe_blocks|missing_safety_doc|unsafe_op_in_unsafe_fn)\b"
+)
 
 # Symbols that only code which can panic refers to: in dom0 a panic is a BUG().
 PANIC = re.compile(r"core9panicking|_fail$|unwrap_failed|expect_failed")
@@ -36,14 +38,30 @@ PANIC = re.compile(r"core9panicking|_fail$|unwrap_failed|expect_failed")
 def rustfmt(to: module.Target, *, write: bool = False) -> None:
     """Formatting, by the kernel's own configuration; write=True is `make fmt`."""
     files = [str(path) for path in _rust_files(RUST_DIRS)]
-    buildroot.run(["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021", "--config-path",
-                   str(to.tree / ".rustfmt.toml"), *files], log="rustfmt", binds=[to.tree])
+    buildroot.run(
+        [
+            "rustfmt",
+            *(() if write else ("--check",)),
+            "--color",
+            "never",
+            "--edition",
+            "2021",
+            "--config-path",
+            str(to.tree / ".rustfmt.toml"),
+            *files,
+        ],
+        log="rustfmt",
+        binds=[to.tree],
+    )
 
 
 def programs_rustfmt(*sources: Path, write: bool = False) -> None:
     """As rustfmt, of the test programs, which are formatted as programs usually are."""
     files = [str(path) for source in sources for path in (source / "src").rglob("*.rs")]
-    buildroot.run(["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021", *files], log="programs-fmt")
+    buildroot.run(
+        ["rustfmt", *(() if write else ("--check",)), "--color", "never", "--edition", "2021", *files],
+        log="programs-fmt",
+    )
 
 
 def build(to: module.Target) -> None:
@@ -63,8 +81,11 @@ def panic_gate(to: module.Target) -> None:
     """No Rust object of the module refers to a function that panics."""
     module.build(to)
     output, objects = to.output(), _rust_objects(to)
-    found = [f"{line.split(':')[0].removeprefix(str(output) + '/')} refers to {line.split()[-1]}"
-             for line in to.read(["nm", "-A", "-u", *map(str, objects)]).splitlines() if PANIC.search(line)]
+    found = [
+        f"{line.split(':')[0].removeprefix(str(output) + '/')} refers to {line.split()[-1]}"
+        for line in to.read(["nm", "-A", "-u", *map(str, objects)]).splitlines()
+        if PANIC.search(line)
+    ]
     if found:
         raise Fail(_list(found))
 
@@ -90,31 +111,45 @@ def _rust_objects(to: module.Target) -> list[Path]:
 
 
 def misuse(to: module.Target) -> None:
-    """What the types of rust-bindings/ must not allow does not compile: each line marked so in tests/misuse/ gets its error."""
+    """What the types of rust-bindings/ must not allow does not compile: each line marked so in tests/misuse/ gets its
+    error."""
     module.build(to)
     directory = BUILD / "misuse"
     directory.mkdir(exist_ok=True)
     text = MISUSE.read_text()
     wanted = {(number, mark[1]) for number, line in enumerate(text.split("\n"), 1) if (mark := MARK.search(line))}
-    for name, source, errors in (("marked", text, wanted), ("rest", re.sub(rf"^.*{MARK.pattern}", "", text, flags=re.M), set())):
+    for name, source, errors in (
+        ("marked", text, wanted),
+        ("rest", re.sub(rf"^.*{MARK.pattern}", "", text, flags=re.M), set()),
+    ):
         file = directory / f"{name}.rs"
         file.write_text(source)
         messages = list(_compile(to, file))
         found = {(line, code) for line, code, _ in messages}
         if found != errors:
-            raise Fail(_list([f"{rel(MISUSE)}:{line}: {code} is wanted, and not there" for line, code in sorted(errors - found)] +
-                             [f"{rel(MISUSE)}:{line}: {code}: {message}" for line, code, message in messages
-                              if (line, code) not in errors]))
+            raise Fail(
+                _list(
+                    [f"{rel(MISUSE)}:{line}: {code} is wanted, and not there" for line, code in sorted(errors - found)]
+                    + [
+                        f"{rel(MISUSE)}:{line}: {code}: {message}"
+                        for line, code, message in messages
+                        if (line, code) not in errors
+                    ]
+                )
+            )
 
 
 def _compile(to: module.Target, file: Path) -> Iterator[tuple[int, str, str]]:
-    """Compiles a file as one beside the driver's crate, with the same command: yields (line, number, message) of each error."""
+    """Compiles a file as one beside the driver's crate, with the same command: yields (line, number, message) of each
+    error."""
     output = to.output()
     saved = re.search(r"^savedcmd\S* := (.*?)(?:;|$)", (output / "blkback/.blkback.o.cmd").read_text(), re.M)
     if not saved:
         raise Fail(f"kbuild has left no command for blkback.o in {rel(output)}")
     command = re.sub(r"--emit=\S+|--out-dir \S+|\S+/blkback\.rs", "", saved[1])
-    command += f" --crate-name misuse -L blkback/blkif --emit=metadata={file.with_suffix('.rmeta')} --error-format=json {file}"
+    command += (
+        f" --crate-name misuse -L blkback/blkif --emit=metadata={file.with_suffix('.rmeta')} --error-format=json {file}"
+    )
     argv, env = ["sh", "-c", command], {"RUSTC_BOOTSTRAP": "1"}
     if to.on_host:
         done = subprocess.run(argv, cwd=output, env=os.environ | env, text=True, capture_output=True)
@@ -131,7 +166,8 @@ def _compile(to: module.Target, file: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def unsafe_code(to: module.Target | None = None) -> None:
-    """`unsafe` occurs only in rust-bindings/ and in one file of each test program, and the compiler is told to see to it, file by file."""
+    """`unsafe` occurs only in rust-bindings/ and in one file of each test program, and the compiler is told to see to
+    it, file by file."""
     found: list[str] = []
     for path in _rust_files(("",)):
         code = strip(path.read_text())
@@ -141,7 +177,11 @@ def unsafe_code(to: module.Target | None = None) -> None:
         # The file with module! cannot forbid it: the macro expands to unsafe code. The text search above still holds.
         if inside == SAFE_DIR and not re.search(r"\bmodule!\s*[{(]", code) and not _forbids_unsafe(path):
             found.append(f"{rel(path)}: lacks #![forbid(unsafe_code)]")
-    found += [f"{rel(path)}: C code outside of {UNSAFE_DIR}/" for path in sources(TOP, [SAFE_DIR]) if path.suffix in (".c", ".h")]
+    found += [
+        f"{rel(path)}: C code outside of {UNSAFE_DIR}/"
+        for path in sources(TOP, [SAFE_DIR])
+        if path.suffix in (".c", ".h")
+    ]
     if found:
         raise Fail(_list(found))
 
@@ -149,8 +189,11 @@ def unsafe_code(to: module.Target | None = None) -> None:
 def _forbids_unsafe(path: Path) -> bool:
     """Whether this file, or the root file of the crate directory it is in (blkif/blkif.rs), forbids unsafe code."""
     roots = [parent / f"{parent.name}.rs" for parent in path.parents if parent.is_relative_to(TOP / SAFE_DIR)]
-    return any(re.search(r"#!\[forbid\([^)]*\bunsafe_code\b[^)]*\)\]", strip(file.read_text()))
-               for file in (path, *roots) if file.exists())
+    return any(
+        re.search(r"#!\[forbid\([^)]*\bunsafe_code\b[^)]*\)\]", strip(file.read_text()))
+        for file in (path, *roots)
+        if file.exists()
+    )
 
 
 def safety_comments(to: module.Target | None = None) -> None:
@@ -160,7 +203,10 @@ def safety_comments(to: module.Target | None = None) -> None:
         text = path.read_text()
         code = strip(text)
         if not re.search(r"\binclude!\s*\(\s*env!", code):  # bindgen's output has no comments
-            found += [f"{rel(path)}:{text.count(chr(10), 0, hit.start()) + 1}: allows {hit[1]}" for hit in SILENCED.finditer(code)]
+            found += [
+                f"{rel(path)}:{text.count(chr(10), 0, hit.start()) + 1}: allows {hit[1]}"
+                for hit in SILENCED.finditer(code)
+            ]
         for start in _unsafe_functions(code):
             if "# Safety" not in _doc_above(text, start):
                 found.append(f"{rel(path)}:{text.count(chr(10), 0, start) + 1}: unsafe fn without a `# Safety` section")
@@ -173,12 +219,18 @@ def one_way(to: module.Target | None = None) -> None:
     found: list[str] = []
     for crate in CRATES:
         others = [other.parent for other in CRATES if other != crate and other.is_relative_to(crate.parent)]
-        code = {path: strip(path.read_text()) for path in _rust_files((rel(crate.parent),))
-                if not any(path.is_relative_to(other) for other in others) and "tests" not in path.parts}
+        code = {
+            path: strip(path.read_text())
+            for path in _rust_files((rel(crate.parent),))
+            if not any(path.is_relative_to(other) for other in others) and "tests" not in path.parts
+        }
         known = imports.arrows(crate, code)
         up = imports.upwards(known)
         found += [f"{rel(known[room][to])}: imports {to}, which leads back to {room}" for room, to in up]
-        print(f"xb: {rel(crate)}: {len(known)} rooms, {sum(map(len, known.values()))} arrows, {len(up)} back up", flush=True)
+        print(
+            f"xb: {rel(crate)}: {len(known)} rooms, {sum(map(len, known.values()))} arrows, {len(up)} back up",
+            flush=True,
+        )
     if found:
         raise Fail(_list(found))
 
@@ -187,12 +239,26 @@ def checkpatch(to: module.Target) -> None:
     """The kernel's style checker over the C helpers, and a module of the tests."""
     files = [str(path) for path in sources(TOP, [*RUST_DIRS, rel(failcalls.SOURCE)]) if path.suffix in (".c", ".h")]
     if files:
-        buildroot.run(["perl", str(to.tree / "scripts/checkpatch.pl"), "--no-tree", "--strict", "--terse", "--no-summary",
-                       "--color=never", "-f", *files], log="checkpatch", binds=[to.tree])
+        buildroot.run(
+            [
+                "perl",
+                str(to.tree / "scripts/checkpatch.pl"),
+                "--no-tree",
+                "--strict",
+                "--terse",
+                "--no-summary",
+                "--color=never",
+                "-f",
+                *files,
+            ],
+            log="checkpatch",
+            binds=[to.tree],
+        )
 
 
 def python(to: module.Target | None = None) -> None:
-    """Every Python file compiles, for the oldest Python that we promise, knows what it uses, and uses what it imports."""
+    """Every Python file compiles, for the oldest Python that we promise, knows what it uses, and uses what it
+    imports."""
     files = [path for path in sources(TOP, ["scripts", "tests"]) if path.suffix == ".py"]
     for path in files:
         try:
@@ -211,17 +277,21 @@ def refused(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
         file = Path(name, "file")
         file.touch()
         for command, reason in (
-                (f"xb.py module --kver {kver}", archive.default_kver()),  # in the list of those that exist
-                ("xb.py check rustfmt typo", "no check typo"),
-                ("xb.py check --nested rustfmt", "leave out rustfmt"),
-                (f"xb.py install --kver {kver}", f"kernel {kver} is not installed"),
-                (f"xb.py uninstall --kver {kver} --dest {file}", f"cannot remove {file}/lib"),
-                (f"xb.py uninstall --kdir {name} --dest {name}", "with KVER= instead"),
-                (f"nested/run.py --kver {kver} --repeat 0", "0 is not positive"),
-                (f"nested/run.py --kver {kver} --json {name}", "name a file")):
+            (f"xb.py module --kver {kver}", archive.default_kver()),  # in the list of those that exist
+            ("xb.py check rustfmt typo", "no check typo"),
+            ("xb.py check --nested rustfmt", "leave out rustfmt"),
+            (f"xb.py install --kver {kver}", f"kernel {kver} is not installed"),
+            (f"xb.py uninstall --kver {kver} --dest {file}", f"cannot remove {file}/lib"),
+            (f"xb.py uninstall --kdir {name} --dest {name}", "with KVER= instead"),
+            (f"nested/run.py --kver {kver} --repeat 0", "0 is not positive"),
+            (f"nested/run.py --kver {kver} --json {name}", "name a file"),
+        ):
             done = _script(*command.split())
             good = done.returncode and reason in done.stderr and "Traceback" not in done.stderr
-            yield command.replace(name, "DIR"), "" if good else f"exit code {done.returncode} and:\n{done.stdout}{done.stderr}"
+            yield (
+                command.replace(name, "DIR"),
+                ("" if good else f"exit code {done.returncode} and:\n{done.stdout}{done.stderr}"),
+            )
         try:
             module.install(kver, file, file)
             problem = "it was not"
@@ -233,7 +303,10 @@ def refused(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
 def uninstall(to: module.Target | None = None) -> None:
     """What is there is removed, and only that is named; with KDIR= the module of that kernel."""
     with tempfile.TemporaryDirectory() as name:
-        release, ko = Path(name, "tree", module.RELEASE), Path(name, f"dest/lib/modules/0.0.1-own/updates/{module.NAME}.ko")
+        release, ko = (
+            Path(name, "tree", module.RELEASE),
+            Path(name, f"dest/lib/modules/0.0.1-own/updates/{module.NAME}.ko"),
+        )
         for path, text in ((release, "0.0.1-own\n"), (ko, "")):
             path.parent.mkdir(parents=True)
             path.write_text(text)
@@ -258,12 +331,13 @@ def mutations(to: module.Target | None = None) -> None:
 def compiler(to: module.Target | None = None) -> None:
     """The compiler of a kernel tree is recognized by its version, whoever has made it."""
     for version, there, wanted in (
-            ("gcc-14 (Debian 14.2.0-19) 14.2.0", (), "gcc-14"),
-            ("x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0", (), "x86_64-linux-gnu-gcc-14"),
-            ("Debian clang version 19.1.7 (3+b1)", ("clang", "clang-19"), "clang-19"),
-            ("Ubuntu clang version 18.1.3 (1ubuntu1)", ("clang",), "clang"),
-            ("clang version 20.1.0 (https://github.com/llvm/llvm-project.git 24a30da)", ("clang", "clang-19"), "clang"),
-            ("", (), "gcc")):
+        ("gcc-14 (Debian 14.2.0-19) 14.2.0", (), "gcc-14"),
+        ("x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0", (), "x86_64-linux-gnu-gcc-14"),
+        ("Debian clang version 19.1.7 (3+b1)", ("clang", "clang-19"), "clang-19"),
+        ("Ubuntu clang version 18.1.3 (1ubuntu1)", ("clang",), "clang"),
+        ("clang version 20.1.0 (https://github.com/llvm/llvm-project.git 24a30da)", ("clang", "clang-19"), "clang"),
+        ("", (), "gcc"),
+    ):
         if (found := module.compiler(version, lambda name: name in there)) != wanted:
             raise Fail(f"of {version!r} it is {found}, not {wanted}")
 
@@ -272,13 +346,17 @@ def reports(to: module.Target | None = None) -> None:
     """Of the kernel's reports only the known ones are excused, whatever comes after them."""
     sys.path.insert(0, str(TOP / "tests/nested"))
     try:
-        from lib.basics import KernelLog  # type: ignore[import-not-found]
+        from lib.basics import KernelLog  # type: ignore[import-not-found]  # noqa: PLC0415
     finally:
         sys.path.pop(0)
     stack = ["Call Trace:", " <TASK>", "{}+0x10/0x20", " </TASK>"]
     preempt = ["BUG: using smp_processor_id() in preemptible [00000000] code: 1-0.0/99", *stack]
-    on_stack = ["ODEBUG: object is on stack, but NOT annotated.", "WARNING: lib/debugobjects.c:655 at lookup_object", *stack,
-                "---[ end trace 0000000000000000 ]---"]
+    on_stack = [
+        "ODEBUG: object is on stack, but NOT annotated.",
+        "WARNING: lib/debugobjects.c:655 at lookup_object",
+        *stack,
+        "---[ end trace 0000000000000000 ]---",
+    ]
     freed = ["BUG: KASAN: slab-use-after-free in gnttab_unmap_refs_sync+0x1/0x2", *stack]
     error = ["Buffer I/O error on dev xvda"]
 
@@ -286,12 +364,13 @@ def reports(to: module.Target | None = None) -> None:
         return [line.format(function) for text in texts for line in text]
 
     for lines, wanted in (
-            (log("xen_irq_lateeoi", preempt, error), error),
-            (log("other", preempt), [preempt[0], "Call Trace:"]),
-            (log("gnttab_unmap_refs_sync", on_stack, error), error),
-            (log("xen_irq_lateeoi", preempt, stack), ["Call Trace:"]),
-            (log("gnttab_unmap_refs_sync", freed), [freed[0], "Call Trace:"]),
-            (log("other", preempt, ["xen_irq_lateeoi+0x1/0x2"]), [preempt[0], "Call Trace:"])):
+        (log("xen_irq_lateeoi", preempt, error), error),
+        (log("other", preempt), [preempt[0], "Call Trace:"]),
+        (log("gnttab_unmap_refs_sync", on_stack, error), error),
+        (log("xen_irq_lateeoi", preempt, stack), ["Call Trace:"]),
+        (log("gnttab_unmap_refs_sync", freed), [freed[0], "Call Trace:"]),
+        (log("other", preempt, ["xen_irq_lateeoi+0x1/0x2"]), [preempt[0], "Call Trace:"]),
+    ):
         if (found := KernelLog.faults(lines)) != wanted:
             raise Fail(f"of {lines} these fail a test: {found}, not {wanted}")
 
@@ -358,9 +437,30 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [python, unsafe_code, safety_comments, one_way, mutations, uninstall, compiler, reports, cargo,
-                                  ring_frontend, fuzzing]
-CHECKS: list[Callable] = [*WITHOUT_KERNEL, refused, default_kernel, rustfmt, checkpatch, build, panic_gate, misuse, clippy]
+WITHOUT_KERNEL: list[Callable] = [
+    python,
+    unsafe_code,
+    safety_comments,
+    one_way,
+    mutations,
+    uninstall,
+    compiler,
+    reports,
+    cargo,
+    ring_frontend,
+    fuzzing,
+]
+CHECKS: list[Callable] = [
+    *WITHOUT_KERNEL,
+    refused,
+    default_kernel,
+    rustfmt,
+    checkpatch,
+    build,
+    panic_gate,
+    misuse,
+    clippy,
+]
 
 
 def _list(found: list[str]) -> str:
@@ -383,7 +483,7 @@ def _lines(path: Path, code: str, pattern: str) -> list[str]:
 
 
 # One token that may hold the word `unsafe` without being code. A lifetime ('a) is no character literal.
-_NOT_CODE = re.compile(r'''//[^\n]*|/\*|\b[bc]?r(?P<hashes>#*)"|"(?:\\.|[^"\\])*"|'(?:\\[^\n]+?|[^\\'\n])\'''', re.S)
+_NOT_CODE = re.compile(r"""//[^\n]*|/\*|\b[bc]?r(?P<hashes>#*)"|"(?:\\.|[^"\\])*"|'(?:\\[^\n]+?|[^\\'\n])\'""", re.S)
 
 
 def strip(text: str) -> str:
@@ -398,7 +498,7 @@ def strip(text: str) -> str:
         elif found["hashes"] is not None:
             close = text.find('"' + found["hashes"], end)
             end = close + 1 + len(found["hashes"]) if close >= 0 else len(text)
-        out += [text[position:found.start()], re.sub(r"[^\n]", " ", text[found.start():end])]
+        out += [text[position : found.start()], re.sub(r"[^\n]", " ", text[found.start() : end])]
         position = end
     return "".join(out) + text[position:]
 
@@ -409,7 +509,7 @@ def _unsafe_functions(code: str) -> Iterator[int]:
     header = 0
     for token in re.finditer(r"[{};]|\bunsafe\s+(?:extern\s+)?(?:\s*)fn\s+\w+", code):
         if token[0] == "{":
-            blocks.append(bool(re.search(r"\bimpl\b.*\bfor\s+[^<\s]", code[header:token.start()], re.S)))
+            blocks.append(bool(re.search(r"\bimpl\b.*\bfor\s+[^<\s]", code[header : token.start()], re.S)))
         elif token[0] == "}":
             blocks[-1:] = []
         elif token[0] != ";":

@@ -53,7 +53,8 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """Shows that a long step begins, and at its end the seconds it took. Whole lines: several steps may go on at a time."""
+    """Shows that a long step begins, and at its end the seconds it took. Whole lines: several steps may go on at a
+    time."""
     say(f"{name} ...")
     start = time.monotonic()
     outcome = "failed after "
@@ -64,8 +65,9 @@ def step(name: str) -> Iterator[None]:
         say(f"{name.partition(' (about')[0]}: {outcome}{time.monotonic() - start:.1f} s")
 
 
-def logged(argv: list[str], log: str, *, shown: Sequence[str] = (), append: bool = False, lines: int = 25,
-           **popen: Any) -> Path:
+def logged(
+    argv: list[str], log: str, *, shown: Sequence[str] = (), append: bool = False, lines: int = 25, **popen: Any
+) -> Path:
     """Runs argv with its output in build/log/LOG.log; on failure shows the tail and where the rest is.
 
     SHOWN is what the user should see as the command, where argv wraps it in others.

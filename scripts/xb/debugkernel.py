@@ -29,7 +29,8 @@ def release_of(kver: str) -> str:
 
 
 def ensure(kver: str) -> Path:
-    """The directory of the debug kernel beside release KVER. Costs nothing, and needs no network, when it is there already."""
+    """The directory of the debug kernel beside release KVER. Costs nothing, and needs no network, when it is there
+    already."""
     kernel.ensure(kver)
     directory = KERNELS / release_of(kver)
     if not _fresh(directory, kver):
@@ -48,13 +49,28 @@ def _key(kver: str) -> str:
     version = read_json(kernel.directory(kver) / "stamp").get("version", "")
     compiler = buildroot.run([CC, "--version"], capture=True).stdout
     recipe = [inspect.getsource(part) for part in (_build, _install, _make)]
-    return digest(version, compiler, *buildroot.compilers(), *recipe, *(path.read_bytes() for path in sorted(INPUTS.iterdir())))
+    return digest(
+        version, compiler, *buildroot.compilers(), *recipe, *(path.read_bytes() for path in sorted(INPUTS.iterdir()))
+    )
 
 
 def _make(tree: Path, log: str, release: str, *arguments: str) -> None:
     """The kernel's make, at low priority: it takes half an hour."""
-    buildroot.run(["nice", "make", f"-j{JOBS}", "-C", str(tree), *kernel.ARGUMENTS, f"CC={CC}", f"KERNELRELEASE={release}",
-                   *arguments], log=log, append=True)
+    buildroot.run(
+        [
+            "nice",
+            "make",
+            f"-j{JOBS}",
+            "-C",
+            str(tree),
+            *kernel.ARGUMENTS,
+            f"CC={CC}",
+            f"KERNELRELEASE={release}",
+            *arguments,
+        ],
+        log=log,
+        append=True,
+    )
 
 
 def _build(kver: str, directory: Path) -> None:
@@ -68,7 +84,9 @@ def _build(kver: str, directory: Path) -> None:
             kernel.unpack_source(archive.find(kver), tree, log)
         with step(f"{release}: patching and configuring"):
             for patch in sorted(INPUTS.glob("*.patch")):
-                buildroot.run(["patch", "-p1", "--no-backup-if-mismatch", "-d", str(tree), "-i", str(patch)], log=log, append=True)
+                buildroot.run(
+                    ["patch", "-p1", "--no-backup-if-mismatch", "-d", str(tree), "-i", str(patch)], log=log, append=True
+                )
             _make(tree, log, release, f"KCONFIG_ALLCONFIG={INPUTS / 'config'}", "allnoconfig")
             _refuse_lost(tree)
         begun.write_text(key)
@@ -86,8 +104,12 @@ def _refuse_lost(tree: Path) -> None:
     """kconfig drops silently what it does not know or what lacks something else; an instrument would be missing."""
     got = set((tree / ".config").read_text().splitlines())
     wanted = re.findall(r"^(?:CONFIG_\w+=\S+|# CONFIG_\w+ is not set)$", (INPUTS / "config").read_text(), re.M)
-    if lost := [line for line in wanted if line.startswith("CONFIG_") and line not in got
-                or line.startswith("#") and re.search(rf"^{line.split()[1]}=", "\n".join(got), re.M)]:
+    if lost := [
+        line
+        for line in wanted
+        if (line.startswith("CONFIG_") and line not in got)
+        or (line.startswith("#") and re.search(rf"^{line.split()[1]}=", "\n".join(got), re.M))
+    ]:
         raise Fail(f"{rel(INPUTS / 'config')} has what this kernel does not take: {', '.join(lost)}")
 
 

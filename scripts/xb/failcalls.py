@@ -16,7 +16,14 @@ def build(to: module.Target) -> Path:
     """The module, built if something that it depends on has changed."""
     output = BUILD / NAME / to.release
     ko, stamp, log = output / f"{NAME}.ko", output / ".xb-stamp", f"{NAME}-{to.release}"
-    wanted = {"key": digest(to.key, to.cc, inspect.getsource(module.kernel_make), *(path.read_bytes() for path in sources(SOURCE, ["."])))}
+    wanted = {
+        "key": digest(
+            to.key,
+            to.cc,
+            inspect.getsource(module.kernel_make),
+            *(path.read_bytes() for path in sources(SOURCE, ["."])),
+        )
+    }
     if read_json(stamp) != wanted or not ko.exists():
         with lock(NAME), step(f"{NAME}.ko for {to.release}"):
             output.mkdir(parents=True, exist_ok=True)

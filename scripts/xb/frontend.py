@@ -40,8 +40,12 @@ def prepare(source: Path, crate: Path, *, static: bool = False) -> dict[str, str
     for entry in source.iterdir():
         if entry.name not in ("Cargo.lock", "target"):
             (crate / entry.name).symlink_to(entry)
-    return {"CARGO_HOME": str(home), "CARGO_TARGET_DIR": str(OUTPUT), "CARGO_TERM_COLOR": "never",
-            "RUSTFLAGS": "-Dwarnings" + (" -Ctarget-feature=+crt-static" if static else "")}
+    return {
+        "CARGO_HOME": str(home),
+        "CARGO_TARGET_DIR": str(OUTPUT),
+        "CARGO_TERM_COLOR": "never",
+        "RUSTFLAGS": "-Dwarnings" + (" -Ctarget-feature=+crt-static" if static else ""),
+    }
 
 
 def cargo(command: str, *argv: str, log: str) -> None:
@@ -52,7 +56,9 @@ def cargo(command: str, *argv: str, log: str) -> None:
 
 def key() -> str:
     """Changes with anything that the program is built from."""
-    parts: Sequence[str | bytes] = [part for path in sources(TOP, INPUTS) for part in (str(path.relative_to(TOP)), path.read_bytes())]
+    parts: Sequence[str | bytes] = [
+        part for path in sources(TOP, INPUTS) for part in (str(path.relative_to(TOP)), path.read_bytes())
+    ]
     return digest(inspect.getsource(prepare), inspect.getsource(cargo), "\n".join(buildroot.compilers()), *parts)
 
 

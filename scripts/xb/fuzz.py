@@ -1,9 +1,8 @@
 """The fuzz targets of tests/fuzz: what parses bytes of a guest or of the toolstack, under libFuzzer.
 
-rustc leaves in the code what libFuzzer looks at (coverage, operands of comparisons) by options of LLVM that a stable rustc
-takes, too; libFuzzer itself is the one of Debian's clang. Inputs that reached something new stay in build/fuzz/corpus, and
-each run begins with them.
-"""
+rustc leaves in the code what libFuzzer looks at (coverage, operands of comparisons) by options of LLVM that a stable
+rustc takes, too; libFuzzer itself is the one of Debian's clang. Inputs that reached something new stay in
+build/fuzz/corpus, and each run begins with them."""
 
 from __future__ import annotations
 
@@ -27,8 +26,12 @@ KNOWN = SOURCE / "findings"
 RUNTIME = "usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-x86_64.a"
 SHORT, LONG = 60, 3600  # seconds that the targets share, of `make check` and of `make check-long`
 LONGEST = 4096  # bytes of an input: a value of xenstore, or some hundred steps
-COVERAGE = ("-sanitizer-coverage-level=4", "-sanitizer-coverage-inline-8bit-counters", "-sanitizer-coverage-pc-table",
-            "-sanitizer-coverage-trace-compares")
+COVERAGE = (
+    "-sanitizer-coverage-level=4",
+    "-sanitizer-coverage-inline-8bit-counters",
+    "-sanitizer-coverage-pc-table",
+    "-sanitizer-coverage-trace-compares",
+)
 
 
 def targets() -> list[str]:
@@ -39,8 +42,15 @@ def cargo(command: str, *argv: str, log: str, fuzzer: bool = False) -> None:
     """Runs cargo on the fuzz targets; FUZZER: with what libFuzzer needs."""
     env = frontend.prepare(SOURCE, CRATE) | {"CARGO_TARGET_DIR": str(OUTPUT)}
     if fuzzer:
-        flags = ["-Cpasses=sancov-module", *(f"-Cllvm-args={flag}" for flag in COVERAGE), "-Ccodegen-units=1",
-                 f"-Clink-arg={runtime()}", "-Clink-arg=-lstdc++", "-Clink-arg=-lm", "-Cdefault-linker-libraries"]
+        flags = [
+            "-Cpasses=sancov-module",
+            *(f"-Cllvm-args={flag}" for flag in COVERAGE),
+            "-Ccodegen-units=1",
+            f"-Clink-arg={runtime()}",
+            "-Clink-arg=-lstdc++",
+            "-Clink-arg=-lm",
+            "-Cdefault-linker-libraries",
+        ]
         env["RUSTFLAGS"] += " " + " ".join(flags)
     buildroot.run(["cargo", command, "--offline", "--target", frontend.TARGET, *argv], cwd=CRATE, env=env, log=log)
 
@@ -60,7 +70,8 @@ def build() -> None:
 
 
 def run(seconds: float, names: list[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Fuzzes for SECONDS, which the targets share, several at a time; yields (target and what was done, "" or what was found)."""
+    """Fuzzes for SECONDS, which the targets share, several at a time; yields (target and what was done, "" or what was
+    found)."""
     names = names or targets()
     if unknown := sorted(set(names) - set(targets())):
         raise Fail(f"no fuzz target {' '.join(unknown)}; there are {' '.join(targets())}")
@@ -81,11 +92,24 @@ def one(name: str, seconds: int) -> tuple[str, str]:
     known = [str(KNOWN / name)] if (KNOWN / name).is_dir() else []
     log = LOGS / f"fuzz-{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [program, str(corpus), str(seeds), *known, f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=30",
-               "-rss_limit_mb=1024", "-use_value_profile=1", "-print_final_stats=1", f"-artifact_prefix={findings}/"]
+    command = [
+        program,
+        str(corpus),
+        str(seeds),
+        *known,
+        f"-max_total_time={seconds}",
+        f"-max_len={LONGEST}",
+        "-timeout=30",
+        "-rss_limit_mb=1024",
+        "-use_value_profile=1",
+        "-print_final_stats=1",
+        f"-artifact_prefix={findings}/",
+    ]
     buildroot.run([program], env={"XB_SEEDS": str(seeds)}, capture=True)
     with log.open("w") as out:
-        code = buildroot.run(command, check=False, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+        code = buildroot.run(
+            command, check=False, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        ).returncode
     text = log.read_text(errors="replace")
     executed = re.search(r"number_of_executed_units: (\d+)", text)
     reached = re.findall(r"cov: (\d+) ft: \d+ corp: (\d+)/", text)

@@ -1,8 +1,7 @@
 """Which files of a crate import which: the arrows between its rooms, and those that run back up.
 
-A room is a file at the top of a crate, together with the folder of its name. Inside of a room files may know each other;
-between rooms there must be no way round.
-"""
+A room is a file at the top of a crate, together with the folder of its name. Inside of a room files may know each
+other; between rooms there must be no way round."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ PATH = re.compile(r"\b((?:crate|super)(?:::super)*)\s*::\s*(\w+|\{)")
 
 
 def arrows(crate: Path, code: dict[Path, str]) -> dict[str, dict[str, Path]]:
-    """The rooms that each room of the crate with this root file imports, each with the first file that does. CODE has the crate's
-    files without comments and literals."""
+    """The rooms that each room of the crate with this root file imports, each with the first file that does. CODE has
+    the crate's files without comments and literals."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(path for path in code if path != crate):
         inside = path.relative_to(crate.parent).with_suffix("").parts
@@ -52,7 +51,7 @@ def _paths(code: str) -> Iterator[tuple[str, list[str]]]:
             yield match[1], [match[2]]
             continue
         names, depth, first = [], 1, True
-        for token in re.finditer(r"[{},]|\w+", code[match.end():]):
+        for token in re.finditer(r"[{},]|\w+", code[match.end() :]):
             if token[0] == "{":
                 depth += 1
             elif token[0] == "}":

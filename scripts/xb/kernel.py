@@ -24,9 +24,25 @@ ARGUMENTS = ["ARCH=x86", "CROSS_COMPILE=x86_64-linux-gnu-"]
 CC = "x86_64-linux-gnu-gcc-14"
 
 # Parts of the source that no module build reads, removed once the tree is prepared: two thirds of its 2 GB.
-UNNEEDED = ("Documentation/[a-z]*", "drivers/gpu", "drivers/net", "drivers/media", "drivers/staging", "drivers/scsi",
-            "drivers/usb", "drivers/infiniband", "drivers/accel", "sound", "tools/testing", "tools/perf", "samples",
-            "arch/x86/kvm", "fs/smb", "fs/xfs", "fs/btrfs")
+UNNEEDED = (
+    "Documentation/[a-z]*",
+    "drivers/gpu",
+    "drivers/net",
+    "drivers/media",
+    "drivers/staging",
+    "drivers/scsi",
+    "drivers/usb",
+    "drivers/infiniband",
+    "drivers/accel",
+    "sound",
+    "tools/testing",
+    "tools/perf",
+    "samples",
+    "arch/x86/kvm",
+    "fs/smb",
+    "fs/xfs",
+    "fs/btrfs",
+)
 
 
 def directory(kver: str) -> Path:
@@ -70,11 +86,16 @@ def _fresh(stamp: Path) -> bool:
     return read_json(stamp).get("key") == _key()
 
 
-def kmake(tree: Path, log: str, release: str, *arguments: str, append: bool = True, cc: str = CC,
-          binds: tuple[Path, ...] = ()) -> None:
+def kmake(
+    tree: Path, log: str, release: str, *arguments: str, append: bool = True, cc: str = CC, binds: tuple[Path, ...] = ()
+) -> None:
     """Runs the kernel's make inside the build root."""
-    buildroot.run(["make", f"-j{JOBS}", "-C", str(tree), *ARGUMENTS, f"CC={cc}", f"KERNELRELEASE={release}", *arguments],
-                  log=log, append=append, binds=binds)
+    buildroot.run(
+        ["make", f"-j{JOBS}", "-C", str(tree), *ARGUMENTS, f"CC={cc}", f"KERNELRELEASE={release}", *arguments],
+        log=log,
+        append=append,
+        binds=binds,
+    )
 
 
 def _prepare(release: archive.Release) -> None:
@@ -90,14 +111,19 @@ def _prepare(release: archive.Release) -> None:
     config = (headers / ".config").read_text()
     if "\nCONFIG_RUST=y" not in config:
         remove(new)
-        raise Fail(f"kernel {kver} was built without CONFIG_RUST: no Rust module can be built for it.\n"
-                   "  `scripts/xb.py list` shows the others.")
+        raise Fail(
+            f"kernel {kver} was built without CONFIG_RUST: no Rust module can be built for it.\n"
+            "  `scripts/xb.py list` shows the others."
+        )
     with step(f"{kver}: downloading {release.source} and the kernel image"):
         _download([release.source, *release.image], debs, unpacked, log)
     with step(f"{kver}: unpacking"):
         archives = list((unpacked / "usr/src").glob("linux-source-*.tar.xz"))
-        buildroot.run(["tar", "-xf", str(archives[0]), "-I", "xz -T0", "-C", str(tree), "--strip-components=1"],
-                      log=log, append=True)
+        buildroot.run(
+            ["tar", "-xf", str(archives[0]), "-I", "xz -T0", "-C", str(tree), "--strip-components=1"],
+            log=log,
+            append=True,
+        )
     with step(f"{kver}: taking kernel and modules out of the packages"):
         _take_image(unpacked, new, kver, log)
     with step(f"{kver}: preparing the tree and its Rust metadata (about 1 min on 2 cores)"):
@@ -125,9 +151,13 @@ def _take_image(unpacked: Path, new: Path, kver: str, log: str) -> None:
     """Moves the kernel and its modules to their places, with the modules.dep that Debian makes on installation."""
     # Newer packages keep the kernel beside the modules, older ones in /boot; either may still use /lib.
     modules = [path for path in (unpacked / "usr/lib/modules" / kver, unpacked / "lib/modules" / kver) if path.is_dir()]
-    image = [path for path in (unpacked / f"boot/vmlinuz-{kver}", *(path / "vmlinuz" for path in modules)) if path.exists()]
+    image = [
+        path for path in (unpacked / f"boot/vmlinuz-{kver}", *(path / "vmlinuz" for path in modules)) if path.exists()
+    ]
     if not image or not modules or not (modules[0] / "kernel").is_dir():
-        raise Fail(f"the packages of {kver} hold no kernel or no modules where they are known to be; see {rel(unpacked)}")
+        raise Fail(
+            f"the packages of {kver} hold no kernel or no modules where they are known to be; see {rel(unpacked)}"
+        )
     shutil.move(image[0], new / "vmlinuz")
     for dangling in ("build", "source"):
         (modules[0] / dangling).unlink(missing_ok=True)
@@ -144,7 +174,9 @@ def _download(packages: list[str], debs: Path, unpacked: Path, log: str, *, appe
     debs.mkdir(exist_ok=True)
     unpacked.mkdir(exist_ok=True)
     try:
-        buildroot.run(["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages], cwd=debs, log=log, append=append)
+        buildroot.run(
+            ["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages], cwd=debs, log=log, append=append
+        )
     except Fail as error:
         raise _Gone(str(error)) from None
     for deb in debs.glob("*.deb"):
@@ -162,15 +194,20 @@ def unpack_source(release: archive.Release, tree: Path, log: str) -> None:
         archive.refresh()
         _download([archive.find(release.kver).source], debs, unpacked, log)
     found = next((unpacked / "usr/src").glob("linux-source-*.tar.xz"))
-    buildroot.run(["tar", "-xf", str(found), "-I", "xz -T0", "-C", str(tree), "--strip-components=1"], log=log, append=True)
+    buildroot.run(
+        ["tar", "-xf", str(found), "-I", "xz -T0", "-C", str(tree), "--strip-components=1"], log=log, append=True
+    )
     remove(debs)
     remove(unpacked)
 
 
 def verify_rust_symbols(tree: Path, symvers: Path, kver: str) -> int:
     """Compares what the rebuilt rust/ exports with what the packaged kernel exports; returns how many there are."""
-    rebuilt = {name for path in tree.glob("rust/exports_*_generated.h")
-               for name in re.findall(r"\((_R\w+|rust_helper_\w+)\);", path.read_text())}
+    rebuilt = {
+        name
+        for path in tree.glob("rust/exports_*_generated.h")
+        for name in re.findall(r"\((_R\w+|rust_helper_\w+)\);", path.read_text())
+    }
     packaged = {line.split("\t")[1] for line in symvers.read_text().splitlines()}
     packaged = {name for name in packaged if name.startswith(("_R", "rust_helper_"))}
     if rebuilt == packaged and any(name.startswith("_R") for name in rebuilt):
@@ -180,9 +217,11 @@ def verify_rust_symbols(tree: Path, symvers: Path, kver: str) -> int:
         return "\n".join(f"      {name}" for name in sorted(names)[:4]) + ("\n      ..." if len(names) > 4 else "")
 
     built_by = re.findall(r'CONFIG_(?:RUSTC|BINDGEN|CC)_VERSION_TEXT="(.*)"', (tree / ".config").read_text())
-    raise Fail(f"the rebuilt Rust metadata of {kver} is not the packaged kernel's: a module would not load.\n"
-               f"    only in the packaged kernel ({len(packaged - rebuilt)}):\n{some(packaged - rebuilt)}\n"
-               f"    only in the rebuilt tree ({len(rebuilt - packaged)}):\n{some(rebuilt - packaged)}\n"
-               f"  This build root has {'; '.join(built_by)}.\n"
-               f"  The kernel was most likely built by other versions. Try `make distclean` and again (newer tools may be\n"
-               f"  in the archive), or another KVER (`scripts/xb.py list`).")
+    raise Fail(
+        f"the rebuilt Rust metadata of {kver} is not the packaged kernel's: a module would not load.\n"
+        f"    only in the packaged kernel ({len(packaged - rebuilt)}):\n{some(packaged - rebuilt)}\n"
+        f"    only in the rebuilt tree ({len(rebuilt - packaged)}):\n{some(rebuilt - packaged)}\n"
+        f"  This build root has {'; '.join(built_by)}.\n"
+        "  The kernel was most likely built by other versions. Try `make distclean` and again (newer tools may be\n"
+        "  in the archive), or another KVER (`scripts/xb.py list`)."
+    )

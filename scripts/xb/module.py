@@ -75,15 +75,19 @@ def release_of(kver: str | None, kdir: str | None) -> str:
     try:
         return (Path(kdir) / RELEASE).read_text().strip()
     except OSError as error:
-        raise Fail(f"cannot read {RELEASE} of KDIR={kdir}: {error.strerror}; name the release with KVER= instead") from None
+        raise Fail(
+            f"cannot read {RELEASE} of KDIR={kdir}: {error.strerror}; name the release with KVER= instead"
+        ) from None
 
 
 def _kdir_target(tree: Path) -> Target:
     config, release = tree / ".config", tree / RELEASE
     for path in (config, release, tree / "Module.symvers", tree / "rust/libkernel.rmeta"):
         if not path.exists():
-            raise Fail(f"KDIR={tree} is not prepared for Rust modules: it has no {path.relative_to(tree)}.\n"
-                       "  Build it with CONFIG_RUST=y first: `make` there, or `make modules_prepare` and its Module.symvers.")
+            raise Fail(
+                f"KDIR={tree} is not prepared for Rust modules: it has no {path.relative_to(tree)}.\n"
+                "  Build it with CONFIG_RUST=y first: `make` there, or `make modules_prepare` and its Module.symvers."
+            )
     text = config.read_text()
     rustc = _config(text, "CONFIG_RUSTC_VERSION_TEXT")
     on_host = bool(shutil.which("rustc")) and _version(subprocess.run, capture_output=True, text=True) == rustc
@@ -102,7 +106,7 @@ def compiler(version: str, there: Callable[[str], bool]) -> str:
     """
     clang = re.search(r"\bclang version (\d+)", version)
     if not clang:
-        return version.split(" ")[0] or "gcc"
+        return version.split(" ", maxsplit=1)[0] or "gcc"
     return next((name for name in (f"clang-{clang[1]}", "clang") if there(name)), "clang")
 
 
@@ -154,8 +158,19 @@ def build(to: Target, *, clippy: bool = False) -> bool:
 
 def kernel_make(to: Target, source: Path, output: Path, *more: str) -> list[str]:
     """The command that builds the module from SOURCE into OUTPUT."""
-    return ["make", f"-j{JOBS}", "-C", str(to.tree), *kernel.ARGUMENTS, *_compiler(to), f"KERNELRELEASE={to.release}",
-            f"M={source}", f"MO={output}", *more, "modules"]
+    return [
+        "make",
+        f"-j{JOBS}",
+        "-C",
+        str(to.tree),
+        *kernel.ARGUMENTS,
+        *_compiler(to),
+        f"KERNELRELEASE={to.release}",
+        f"M={source}",
+        f"MO={output}",
+        *more,
+        "modules",
+    ]
 
 
 def _compiler(to: Target) -> list[str]:
@@ -178,11 +193,17 @@ def _sources_key() -> str:
 
 def refuse_warnings(log: Path) -> None:
     """Warnings of modpost and objtool do not fail kbuild; compilers' are errors already."""
-    lines = [line for line in log.read_text(errors="replace").splitlines()
-             if WARNING.search(line) and not any(text in line for text in HARMLESS)]
+    lines = [
+        line
+        for line in log.read_text(errors="replace").splitlines()
+        if WARNING.search(line) and not any(text in line for text in HARMLESS)
+    ]
     if lines:
-        raise Fail("the build gave warnings, which are errors here:\n" + "\n".join(f"    {line}" for line in lines[:20]) +
-                   f"\n  ({rel(log)})")
+        raise Fail(
+            "the build gave warnings, which are errors here:\n"
+            + "\n".join(f"    {line}" for line in lines[:20])
+            + f"\n  ({rel(log)})"
+        )
 
 
 def _verify(to: Target) -> None:
@@ -202,23 +223,27 @@ def _verify(to: Target) -> None:
 
 
 def need_kernel(release: str, dest: Path) -> None:
-    """Refuses to install for a kernel that is not there, where the module would never be loaded. Below a DESTDIR, as a package
-    is made, it need not be."""
+    """Refuses to install for a kernel that is not there, where the module would never be loaded. Below a DESTDIR, as a
+    package is made, it need not be."""
     every = dest / "lib/modules"
     if dest != Path("/") or (every / release / "modules.order").exists():
         return
     known = " ".join(sorted(path.parent.name for path in every.glob("*/modules.order"))) or "none"
-    raise Fail(f"kernel {release} is not installed, so its module would never be loaded (installed: {known}).\n"
-               f"  Choose one of these with KVER=, or install it: apt-get install linux-image-{release}")
+    raise Fail(
+        f"kernel {release} is not installed, so its module would never be loaded (installed: {known}).\n"
+        f"  Choose one of these with KVER=, or install it: apt-get install linux-image-{release}"
+    )
 
 
 def install(release: str, dest: Path, ko: Path | None) -> None:
     """Puts module, modprobe.d file and hotplug helper where a Debian dom0 looks for them; without KO removes them."""
     dist = TOP / "dist"
     modules = dest / "lib/modules" / release
-    files = {modules / f"updates/{NAME}.ko": (ko, 0o644),
-             dest / f"etc/modprobe.d/{NAME}.conf": (dist / f"{NAME}.conf", 0o644),
-             dest / "etc/xen/scripts/block-rs": (dist / "block-rs", 0o755)}
+    files = {
+        modules / f"updates/{NAME}.ko": (ko, 0o644),
+        dest / f"etc/modprobe.d/{NAME}.conf": (dist / f"{NAME}.conf", 0o644),
+        dest / "etc/xen/scripts/block-rs": (dist / "block-rs", 0o755),
+    }
     for path, (source, mode) in files.items():
         try:
             if ko and source:
@@ -233,11 +258,16 @@ def install(release: str, dest: Path, ko: Path | None) -> None:
                     path.unlink()
                     say(f"removed {path}")
         except OSError as error:
-            raise Fail(f"cannot {'install' if ko else 'remove'} {path}: {error.strerror}; "
-                       "run as root, or set DESTDIR to a directory that can be written") from None
+            raise Fail(
+                f"cannot {'install' if ko else 'remove'} {path}: {error.strerror}; "
+                "run as root, or set DESTDIR to a directory that can be written"
+            ) from None
     if (modules / "kernel").exists():
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-        subprocess.run(["depmod", *(["-b", str(dest)] if dest != Path("/") else []), release], check=True,
-                       env=os.environ | {"PATH": path})
+        subprocess.run(
+            ["depmod", *(["-b", str(dest)] if dest != Path("/") else []), release],
+            check=True,
+            env=os.environ | {"PATH": path},
+        )
     elif ko:
         say(f"no kernel {release} is installed in {modules}: run `depmod {release}` where it is")

@@ -1,4 +1,5 @@
-"""Tests the tests: breaks the code on purpose, one small break at a time, and looks whether the test named for it fails.
+"""Tests the tests: breaks the code on purpose, one small break at a time, and looks whether the test named for it
+fails.
 
 The breaks are in tests/mutations, whose head describes the format. They are made in a copy of the sources, never in the
 checkout. `xb.py mutate` is the command, `make check-long` runs all of them; that each can still be made is a check of
@@ -54,12 +55,15 @@ class Mutation:
         found = [hit for start, end in _bodies(text, self.function) for hit in pattern.finditer(text, start, end)]
         if len(found) != 1:
             place = f"fn {self.function} of {self.file}" if self.function else self.file
-            raise Fail(f"{self.where()}: its text is {len(found)} times in {place}, not once: make the list follow the code")
-        return text[:found[0].start()] + self.new + text[found[0].end():]
+            raise Fail(
+                f"{self.where()}: its text is {len(found)} times in {place}, not once: make the list follow the code"
+            )
+        return text[: found[0].start()] + self.new + text[found[0].end() :]
 
 
 def _bodies(text: str, function: str) -> Iterator[tuple[int, int]]:
-    """From where to where each function of this name goes in a file that rustfmt has formatted; all of it without a name."""
+    """From where to where each function of this name goes in a file that rustfmt has formatted; all of it without a
+    name."""
     if not function:
         yield 0, len(text)
     for hit in re.finditer(rf"^( *)(?:[\w(:)\" ]+ )?fn {re.escape(function)}\b", text, re.M) if function else ():
@@ -111,7 +115,11 @@ def check() -> None:
             problems.append(str(error))
         if bool(mutation.cargo) == bool(mutation.nested):
             problems.append(f"{where}: names tests of either cargo or nested Xen")
-        problems += [f"{where}: there is no nested test {test}" for test in mutation.nested if not (TESTS / f"{test}.py").exists()]
+        problems += [
+            f"{where}: there is no nested test {test}"
+            for test in mutation.nested
+            if not (TESTS / f"{test}.py").exists()
+        ]
         if mutation.cargo:
             target, _, test = mutation.cargo.partition(" ")
             path = TOP / BLKIF / f"tests/{target}.rs"
@@ -123,13 +131,19 @@ def check() -> None:
 
 def run(options) -> int:  # type: ignore[no-untyped-def]
     """The command: tries the breaks that OPTIONS choose, prints what becomes of each, and counts."""
-    chosen = [one for one in mutations() if not options.names or any(fnmatch.fnmatch(one.name, name) for name in options.names)]
+    chosen = [
+        one
+        for one in mutations()
+        if not options.names or any(fnmatch.fnmatch(one.name, name) for name in options.names)
+    ]
     if options.host or options.nested:
-        chosen = [one for one in chosen if one.cargo and options.host or one.nested and options.nested]
+        chosen = [one for one in chosen if (one.cargo and options.host) or (one.nested and options.nested)]
     if options.list:
         for one in chosen:
-            print(f"{one.name:36} {one.file}{' fn ' + one.function if one.function else '':24} "
-                  f"{'cargo test ' + one.cargo if one.cargo else 'nested ' + ' '.join(one.nested)}")
+            print(
+                f"{one.name:36} {one.file}{' fn ' + one.function if one.function else '':24} "
+                f"{'cargo test ' + one.cargo if one.cargo else 'nested ' + ' '.join(one.nested)}"
+            )
         return 0
     if not chosen:
         raise Fail("no break has such a name: --list shows all")
@@ -140,7 +154,10 @@ def run(options) -> int:  # type: ignore[no-untyped-def]
     def report(one: Mutation, word: str, why: str, seconds: float) -> None:
         results[one.name] = word, why
         print(f"{word:10} {one.name} ({seconds:.0f} s): {why}", flush=True)
-        write_json(BUILD / "results/mutations.json", {name: {"result": word, "why": why} for name, (word, why) in results.items()})
+        write_json(
+            BUILD / "results/mutations.json",
+            {name: {"result": word, "why": why} for name, (word, why) in results.items()},
+        )
 
     with lock("mutate"):
         remove(TREE)
@@ -155,8 +172,11 @@ def run(options) -> int:  # type: ignore[no-untyped-def]
     for name, (word, why) in results.items():
         if word != CAUGHT:
             print(f"{word:10} {name}: {why}")
-    print(f"{len(results)} breaks: {count[CAUGHT]} caught, {count[MISSED]} not caught, {count[ERROR]} errors "
-          f"in {time.monotonic() - started:.0f} s", flush=True)
+    print(
+        f"{len(results)} breaks: {count[CAUGHT]} caught, {count[MISSED]} not caught, {count[ERROR]} errors "
+        f"in {time.monotonic() - started:.0f} s",
+        flush=True,
+    )
     return 0 if count[CAUGHT] == len(chosen) else 1
 
 
@@ -203,7 +223,7 @@ def _in_crate(chosen: list[Mutation], report, quick: bool) -> None:  # type: ign
                 ran = re.findall(rf"^test \S*\b{re.escape(test)} (?:- should panic )?\.\.\. (\w+)", done.stdout, re.M)
                 if done.returncode == 124:
                     word, why = CAUGHT, f"{test} does not end"
-                elif "FAILED" in ran or done.returncode and ran:
+                elif "FAILED" in ran or (done.returncode and ran):
                     word, why = CAUGHT, f"{test} fails"
                 elif "ok" in ran:
                     word, why = MISSED, f"{test} passes"
@@ -223,12 +243,22 @@ def _in_xen(chosen: list[Mutation], report, options) -> None:  # type: ignore[no
     kbuild = TREE / "Kbuild"
     kbuild.write_text(kbuild.read_text().replace("-Dwarnings", "-Awarnings"))
     # Those of one file after the other: changing a crate that others need means building these, too.
-    chosen = sorted(chosen, key=lambda one: (not one.file.startswith("blkback/blkif"), not one.file.startswith("rust"), one.file, one.nested))
+    chosen = sorted(
+        chosen,
+        key=lambda one: (
+            not one.file.startswith("blkback/blkif"),
+            not one.file.startswith("rust"),
+            one.file,
+            one.nested,
+        ),
+    )
     with ThreadPoolExecutor(1) as machine:
         healthy: Future[dict[str, str]] | None = None
         if not options.quick:
             built = _build(to, "unbroken")
-            healthy = machine.submit(_tests, to, built, sorted({test for one in chosen for test in one.nested}), "unbroken")
+            healthy = machine.submit(
+                _tests, to, built, sorted({test for one in chosen for test in one.nested}), "unbroken"
+            )
         pending: list[Future[None]] = []
 
         def tried(one: Mutation, built: Path) -> None:
@@ -239,8 +269,11 @@ def _in_xen(chosen: list[Mutation], report, options) -> None:  # type: ignore[no
             built.unlink()
             if bad:
                 word, why = ERROR, f"{bad[0]} fails without any break: {healthy.result().get(bad[0])}"
-            elif untried := [f"{test}: {outcomes.get(test, 'no result')}" for test in one.nested
-                             if outcomes.get(test, "boot: ").startswith(("boot: ", "runner: "))]:
+            elif untried := [
+                f"{test}: {outcomes.get(test, 'no result')}"
+                for test in one.nested
+                if outcomes.get(test, "boot: ").startswith(("boot: ", "runner: "))
+            ]:
                 word, why = ERROR, "; ".join(untried)
             else:
                 word, why = (CAUGHT, failed[0]) if failed else (MISSED, f"{' '.join(one.nested)} passes")
@@ -276,10 +309,29 @@ def _tests(to: module.Target, built: Path, tests: list[str], name: str) -> dict[
     results.unlink(missing_ok=True)
     log = WORK / "results" / f"{name}.log"
     with log.open("w") as out:
-        subprocess.run([sys.executable, str(NESTED), "--kver", to.release, "--jobs", "1", "--brief", "--module", str(built),
-                        "--json", str(results), *tests],
-                       stdout=out, stderr=out, env={key: value for key, value in os.environ.items() if key != "KVER"})
+        subprocess.run(
+            [
+                sys.executable,
+                str(NESTED),
+                "--kver",
+                to.release,
+                "--jobs",
+                "1",
+                "--brief",
+                "--module",
+                str(built),
+                "--json",
+                str(results),
+                *tests,
+            ],
+            stdout=out,
+            stderr=out,
+            env={key: value for key, value in os.environ.items() if key != "KVER"},
+        )
     try:
-        return {test["name"]: "ok" if test["result"] == "ok" else test["reason"] or "?" for test in json.loads(results.read_text())["tests"]}
+        return {
+            test["name"]: "ok" if test["result"] == "ok" else test["reason"] or "?"
+            for test in json.loads(results.read_text())["tests"]
+        }
     except (OSError, ValueError):
         return {}

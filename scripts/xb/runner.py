@@ -67,13 +67,22 @@ def in_xen(kver: str, script: Path, name: str, *argv: str) -> list[Result]:
     code = subprocess.run([sys.executable, str(script), "--kver", kver, "--json", str(file), *argv], env=env).returncode
     try:
         tests = json.loads(file.read_text())["tests"]
-        results = [Result(f"{name}: {test['name']}{' on two processors' if test['cpus'] == 2 else ''}", test["result"] == "ok",
-                          test["seconds"], test["reason"]) for test in tests]
+        results = [
+            Result(
+                f"{name}: {test['name']}{' on two processors' if test['cpus'] == 2 else ''}",
+                test["result"] == "ok",
+                test["seconds"],
+                test["reason"],
+            )
+            for test in tests
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         say(f"no results in {file}: {error}")
         results = []
     if not results or (code and all(result.ok for result in results)):
-        why = f"the test runner ended with exit code {code} and " + ("no results" if not results else "only good results")
+        why = f"the test runner ended with exit code {code} and " + (
+            "no results" if not results else "only good results"
+        )
         results.append(Result(name, False, round(time.monotonic() - start, 1), why))
         print(f"FAIL {name}: {why}", flush=True)
     return results

@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib import pace  # noqa: E402
-from lib.port import port  # noqa: E402
+from lib import pace
+from lib.port import port
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
 KMSG_TAIL = 120
@@ -36,7 +36,9 @@ def where_all_are() -> list[str]:
         try:
             command = (task / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80]
             if command or "xen" in (task / "comm").read_text():
-                stack = " < ".join(line.split()[-1].split("+")[0] for line in (task / "stack").read_text().splitlines()[:9])
+                stack = " < ".join(
+                    line.split()[-1].split("+")[0] for line in (task / "stack").read_text().splitlines()[:9]
+                )
                 state = (task / "stat").read_text().rpartition(")")[2].split()[0]
                 lines.append(f"{task.name} {state} {command or (task / 'comm').read_text().strip()}: {stack}")
         except OSError:
@@ -53,7 +55,7 @@ class Agent:
     def send(self, **message: object) -> None:
         data = json.dumps(message).encode() + b"\n"
         while data:
-            data = data[os.write(self.port, data):]
+            data = data[os.write(self.port, data) :]
 
     def receive(self) -> dict:
         while b"\n" not in self.buffer:
@@ -105,16 +107,25 @@ class Agent:
             if not result["dmesg"]:
                 text = subprocess.run(["dmesg"], text=True, capture_output=True, errors="replace").stdout
                 result["dmesg"] = text.splitlines()[-KMSG_TAIL:]
-            result["xl"] = {str(path): path.read_text(errors="replace")[-3000:]
-                            for path in Path("/var/log/xen").glob("*.log") if path.stat().st_size}
+            result["xl"] = {
+                str(path): path.read_text(errors="replace")[-3000:]
+                for path in Path("/var/log/xen").glob("*.log")
+                if path.stat().st_size
+            }
         self.send(**result)
 
     def child(self, argv: list[str], timeout: float) -> tuple[list[str], int | None]:
         """Runs ARGV, passes its output on line by line; returns what it wrote to descriptor 3, and its exit status,
         None when it had to be killed."""
         control, writer = os.pipe()
-        process = subprocess.Popen(["bash", "-c", f'exec 3>&{writer}; exec "$@"', "sh", *argv], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[writer], start_new_session=True)
+        process = subprocess.Popen(
+            ["bash", "-c", f'exec 3>&{writer}; exec "$@"', "sh", *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[writer],
+            start_new_session=True,
+        )
         os.close(writer)
         assert process.stdout
         out, results, partial = b"", b"", {control, process.stdout.fileno()}

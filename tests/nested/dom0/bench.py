@@ -1,9 +1,8 @@
 """What `make bench` measures, inside dom0: the same loads on every way to serve a disk, one after the other.
 
-Prints a line "@R {json}" for each load on each set-up. What a request costs is what all of dom0 used meanwhile (interrupts
-and helpers included), less what starting and ending the load costs without requests. What a write leaves in dom0's page
-cache is written back before the account is closed.
-"""
+Prints a line "@R {json}" for each load on each set-up. What a request costs is what all of dom0 used meanwhile
+(interrupts and helpers included), less what starting and ending the load costs without requests. What a write leaves in
+dom0's page cache is written back before the account is closed."""
 
 from __future__ import annotations
 
@@ -27,16 +26,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.basics import Failure, check, sh, silence, wait_for  # noqa: E402
-from lib.env import Env  # noqa: E402
-from lib.guest import Guest, vdev_number  # noqa: E402
-from lib.port import port  # noqa: E402
+from lib.basics import Failure, check, sh, silence, wait_for
+from lib.env import Env
+from lib.guest import Guest, vdev_number
+from lib.port import port
 
 MOUNT = Path("/mnt/bench")
 FILE = MOUNT / "disk"
 SIZE = 192  # MiB of each disk
-FIO = ("fio --name=b --filename={target} --rw={rw} --bs={bs} --iodepth={depth} --number_ios={count} --size={size}m --direct=1"
-       " --ioengine=libaio --norandommap --randrepeat=1 --thread --minimal --terse-version=3")
+FIO = (
+    "fio --name=b --filename={target} --rw={rw} --bs={bs} --iodepth={depth} --number_ios={count} --size={size}m"
+    " --direct=1 --ioengine=libaio --norandommap --randrepeat=1 --thread --minimal --terse-version=3"
+)
 # Places in fio's terse output, version 3 (fio(1), TERSE OUTPUT): runtime, and mean completion latency.
 FIO_RUNTIME, FIO_LATENCY, FIO_WRITE = 8, 15, 41
 
@@ -65,6 +66,7 @@ NO_LOAD = Load("none", "randread", "4k", 1, 0)
 @dataclass(frozen=True)
 class RingLoad:
     """A load of the ring-level frontend."""
+
     name: str
     options: str
     count: int
@@ -97,11 +99,20 @@ SETUPS = (
     Setup("in-tree, RAM disk", IN_TREE, "format=raw,target=/dev/ram1"),
     Setup("in-tree, null_blk", IN_TREE, "format=raw,target=/dev/nullb0"),
     Setup("in-tree + loop, file", IN_TREE, f"format=raw,target={FILE}"),
-    Setup("in-tree + direct loop, file", IN_TREE, "format=raw,target=/dev/loop7",
-          f"losetup --direct-io=on /dev/loop7 {FILE}", "losetup -d /dev/loop7"),
+    Setup(
+        "in-tree + direct loop, file",
+        IN_TREE,
+        "format=raw,target=/dev/loop7",
+        f"losetup --direct-io=on /dev/loop7 {FILE}",
+        "losetup -d /dev/loop7",
+    ),
     Setup("qdisk, file", "", f"format=raw,backendtype=qdisk,target={FILE}"),
 )
-DOM0 = (("fio in dom0, file", str(FILE)), ("fio in dom0, RAM disk", "/dev/ram1"), ("fio in dom0, null_blk", "/dev/nullb0"))
+DOM0 = (
+    ("fio in dom0, file", str(FILE)),
+    ("fio in dom0, RAM disk", "/dev/ram1"),
+    ("fio in dom0, null_blk", "/dev/nullb0"),
+)
 PLACES = [setup.name for setup in SETUPS] + [name for name, _ in DOM0]  # in tables
 
 
@@ -160,14 +171,18 @@ class Bench:
         self.unit = self.pace()
 
     def run(self) -> None:
-        sh(f"modprobe -a null_blk loop; modprobe brd rd_nr=2 rd_size={(SIZE + 48) << 10}; "
-           f"mkfs.ext4 -q -F -b 4096 -E lazy_itable_init=0,lazy_journal_init=0 /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm settle; "
-           f"dd if=/dev/urandom of={FILE} bs=1M count={SIZE} 2>/dev/null; dd if=/dev/urandom of=/dev/ram1 bs=1M count={SIZE + 48} 2>/dev/null; sync")
+        sh(
+            f"modprobe -a null_blk loop; modprobe brd rd_nr=2 rd_size={(SIZE + 48) << 10}; mkfs.ext4 -q -F -b 4096 -E"
+            f" lazy_itable_init=0,lazy_journal_init=0 /dev/ram0; mkdir -p {MOUNT}; mount /dev/ram0 {MOUNT}; udevadm"
+            f" settle; dd if=/dev/urandom of={FILE} bs=1M count={SIZE} 2>/dev/null; dd if=/dev/urandom of=/dev/ram1"
+            f" bs=1M count={SIZE + 48} 2>/dev/null; sync"
+        )
         self.announce("kernel")
         fio = self.guest("fio")
         ring = self.guest("ring", frontend=True)
         for round in range(self.options.repeat):
-            # In another order each time, so that a drift of the machine, or what one leaves to the next, shows as spread.
+            # In another order each time, so that a drift of the machine, or what one leaves to the next, shows as
+            # spread.
             for setup in random.Random(round).sample(SETUPS, len(SETUPS)):
                 if self.chosen(setup.name):
                     self.one(setup, round, fio, ring)
@@ -197,7 +212,8 @@ class Bench:
 
     @contextmanager
     def attached(self, guest: Guest, setup: Setup) -> Iterator[Guest]:
-        """A guest that has the disk: the given one, or, since libxl starts no qemu for a disk that is attached, a new one."""
+        """A guest that has the disk: the given one, or, since libxl starts no qemu for a disk that is attached, a new
+        one."""
         disk = f"vdev=xvdb,access=w,{setup.disk}"
         if not setup.module:
             self.env.backend = "qdisk"  # which may have a qemu
@@ -210,7 +226,9 @@ class Bench:
         check(done.returncode == 0, f"xl block-attach {disk}: {done.stderr.strip()}")
         guest.wait_disks("xvdb")
         yield guest
-        done = subprocess.run(["xl", "block-detach", guest.name, str(vdev_number("xvdb"))], text=True, capture_output=True)
+        done = subprocess.run(
+            ["xl", "block-detach", guest.name, str(vdev_number("xvdb"))], text=True, capture_output=True
+        )
         path = f"/local/domain/0/backend/vbd/{guest.domid}/{vdev_number('xvdb')}"
         wait_for(lambda: not guest.env.store.read(f"{path}/frontend"), 30, f"{disk} detached ({done.stderr.strip()})")
 
@@ -225,17 +243,28 @@ class Bench:
         """All loads of fio; RUN is the shell they run in. The first UNMEASURED runs are for the caches."""
         idle: list[int] = []
         for load in (*[NO_LOAD] * (unmeasured + 3), *filter(lambda load: self.wanted(load.name), LOADS)):
-            text, used, pace = self.measured(load.name, load.count, run, FIO.format(
-                target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=load.count or 1))
+            text, used, pace = self.measured(
+                load.name,
+                load.count,
+                run,
+                FIO.format(target=target, size=SIZE, rw=load.rw, bs=load.bs, depth=load.depth, count=load.count or 1),
+            )
             if load is NO_LOAD:
                 idle.append(used)
                 continue
             words = next(line for line in text.splitlines() if line.startswith("3;")).split(";")
             at = FIO_WRITE if "write" in load.rw else 0
-            percentile = next(word for word in words[at + 17:at + 37] if word.startswith("99.0"))
-            self.result(setup, load.name, round, used - statistics.median(idle[unmeasured:]), load.count,
-                        load.count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001) * pace,
-                        float(words[FIO_LATENCY + at]) / pace, float(percentile.partition("=")[2]) / pace)
+            percentile = next(word for word in words[at + 17 : at + 37] if word.startswith("99.0"))
+            self.result(
+                setup,
+                load.name,
+                round,
+                used - statistics.median(idle[unmeasured:]),
+                load.count,
+                load.count / (float(words[FIO_RUNTIME + at]) / 1000 or 0.001) * pace,
+                float(words[FIO_LATENCY + at]) / pace,
+                float(percentile.partition("=")[2]) / pace,
+            )
 
     def ring(self, guest: Guest, setup: Setup, round: int) -> None:
         backend = self.env.store.read(f"/local/domain/{guest.domid}/device/vbd/{vdev_number('xvdb')}/backend")
@@ -246,14 +275,26 @@ class Bench:
                 continue
             figures = []
             for requests in (1, load.count):
-                text, used, pace = self.measured(load.name, requests, partial(guest.sh, timeout=120), (
-                    f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests} --json /tmp/r"
-                    " >/tmp/out 2>&1 || { cat /tmp/out; exit 1; }; cat /tmp/r"))
+                text, used, pace = self.measured(
+                    load.name,
+                    requests,
+                    partial(guest.sh, timeout=120),
+                    f"blkif-frontend load --vdev xvdb {load.options} --area {SIZE} --seconds 60 --requests {requests}"
+                    " --json /tmp/r >/tmp/out 2>&1 || { cat /tmp/out; exit 1; }; cat /tmp/r",
+                )
                 figures.append((used, json.loads(text)))
             (idle, few), (used, report) = figures
             count = report["requests"] - few["requests"]
-            self.result(setup.name, load.name, round, used - idle, count, report["requests_per_second"] * pace,
-                        report["latency_us"]["mean"] / pace, report["latency_us"]["percentiles"]["p99"] / pace)
+            self.result(
+                setup.name,
+                load.name,
+                round,
+                used - idle,
+                count,
+                report["requests_per_second"] * pace,
+                report["latency_us"]["mean"] / pace,
+                report["latency_us"]["percentiles"]["p99"] / pace,
+            )
 
     def measured(self, load: str, requests: int, run: Callable[[str], str], script: str) -> tuple[str, float, float]:
         """What SCRIPT says, the processor time that dom0 uses meanwhile at the boot's pace, and the pace."""
@@ -269,8 +310,8 @@ class Bench:
         return text, used / pace, pace
 
     def pace(self) -> float:
-        """How long the same work takes now, with that of the boot's beginning as the unit. Times are divided by it: under
-        emulation the processor is not our own, and its speed changes by half within minutes."""
+        """How long the same work takes now, with that of the boot's beginning as the unit. Times are divided by it:
+        under emulation the processor is not our own, and its speed changes by half within minutes."""
         if self.options.exact:
             return 1.0
         times = []
@@ -291,15 +332,31 @@ class Bench:
             lines = Path("/proc/kallsyms").read_text().splitlines()
             chosen = [line for line in lines if ("[" in line) == (at == "end") and line.split()[1] in "tTwW"]
             symbols = base64.b64encode(zlib.compress("\n".join(chosen).encode(), 1)).decode()
-            print("@P " + json.dumps({"at": f"{at} symbols", "load": load, "requests": requests, "symbols": symbols}), flush=True)
+            print(
+                "@P " + json.dumps({"at": f"{at} symbols", "load": load, "requests": requests, "symbols": symbols}),
+                flush=True,
+            )
 
     def wanted(self, load: str) -> bool:
         names = {load.name for load in (*LOADS, *RING_LOADS)}
-        return not self.options.loads or any(word == load or word not in names and word in load for word in self.options.loads)
+        return not self.options.loads or any(
+            word == load or (word not in names and word in load) for word in self.options.loads
+        )
 
-    def result(self, setup: str, load: str, round: int, used: float, count: int, rate: float, mean: float, p99: float) -> None:
-        line = {"setup": setup, "place": PLACES.index(setup), "load": load, "round": round, "requests": count, "cpu_ns": used / count, "per_second": rate,
-                "latency_us": mean, "p99_us": p99}
+    def result(
+        self, setup: str, load: str, round: int, used: float, count: int, rate: float, mean: float, p99: float
+    ) -> None:
+        line = {
+            "setup": setup,
+            "place": PLACES.index(setup),
+            "load": load,
+            "round": round,
+            "requests": count,
+            "cpu_ns": used / count,
+            "per_second": rate,
+            "latency_us": mean,
+            "p99_us": p99,
+        }
         print("@R " + json.dumps(line), flush=True)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.basics import Failure, check, silence  # noqa: E402
-from lib.env import Env  # noqa: E402
-from lib.guest import Guest  # noqa: E402
+from lib.basics import Failure, check, silence
+from lib.env import Env
+from lib.guest import Guest
 
-FIO = ("fio --name={name} --filename=/dev/{vdev} --rw=randrw --bs=4k --size=8m --iodepth=16 --ioengine=libaio --direct=1"
-       " --verify=crc32c --do_verify=1 --verify_fatal=1 --thread 2>&1 | grep -E 'err=|read:|write:|IOPS' | head -4")
+FIO = (
+    "fio --name={name} --filename=/dev/{vdev} --rw=randrw --bs=4k --size=8m --iodepth=16 --ioengine=libaio --direct=1"
+    " --verify=crc32c --do_verify=1 --verify_fatal=1 --thread 2>&1 | grep -E 'err=|read:|write:|IOPS' | head -4"
+)
 
 
 def title(text: str) -> None:
@@ -52,7 +54,11 @@ def main() -> None:
 
     title("Work inside: a file system, and fio with checksums")
     for guest in (on_file, on_device):
-        inside(guest, "mkfs.ext4 -q /dev/xvda && modprobe ext4 && mount -t ext4 /dev/xvda /mnt && cp /bin/busybox /mnt && sync && df -h /mnt && umount /mnt")
+        inside(
+            guest,
+            "mkfs.ext4 -q /dev/xvda && modprobe ext4 && mount -t ext4 /dev/xvda /mnt && cp /bin/busybox /mnt && sync &&"
+            " df -h /mnt && umount /mnt",
+        )
         inside(guest, FIO.format(name=guest.name, vdev="xvda"))
 
     title("Who serves them")
@@ -60,7 +66,9 @@ def main() -> None:
     show("xl block-list on-file; xl block-list on-device")
     for guest in (on_file, on_device):
         check(guest.served_by("xvda") == "xen_blkback_rs", f"{guest.name} is served by {guest.served_by('xvda')}")
-    show("for d in /sys/bus/xen-backend/devices/vbd-*; do echo ${d##*/}: $(basename $(realpath $d/driver/module)); done")
+    show(
+        "for d in /sys/bus/xen-backend/devices/vbd-*; do echo ${d##*/}: $(basename $(realpath $d/driver/module)); done"
+    )
     check(not show("losetup -a", empty="(no loop device)"), "a loop device is in use")
     check(not show("pgrep -a qemu", empty="(no qemu process)"), "qemu is running")
     show("dmesg | grep 'xen_blkback_rs: backend' | cut -d']' -f2-")

@@ -1,7 +1,7 @@
 """Runs in dom0 on the debug kernel: reports.py start | end
 
-start: fails when an instrument is not there, and has kmemleak forget what the boot has left behind.
-end:   prints on its last line, as JSON, which instruments have given up ("instruments"), what the kernel has reported since its boot
+start: fails when an instrument is not there, and has kmemleak forget what the boot has left behind. end:   prints on
+its last line, as JSON, which instruments have given up ("instruments"), what the kernel has reported since its boot
        ("known": how often by name, "reports": all others) and what nobody has freed ("leaks").
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib import reports  # noqa: E402
-from lib.basics import read  # noqa: E402
+from lib import reports
+from lib.basics import read
 
 KMEMLEAK = Path(reports.KMEMLEAK)
 AGE = 6  # seconds; kmemleak says nothing of what is younger than five

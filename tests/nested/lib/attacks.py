@@ -42,8 +42,11 @@ def rings(scene: Scene) -> None:
         equal(upper_half(path), halves[path], f"what is behind the middle of {vdev}")
     if long:
         names = ("padding", "odd", "indices", "shuffle", "bad", "mix", "own")
-        ways = [(f"--vdev {vdev} {more}", names) for vdev in ("xvda", "xvdb")
-                for more in ("", "--persistent", "--abi x86_32 --ring-order 2 --queues 2")]
+        ways = [
+            (f"--vdev {vdev} {more}", names)
+            for vdev in ("xvda", "xvdb")
+            for more in ("", "--persistent", "--abi x86_32 --ring-order 2 --queues 2")
+        ]
     else:
         ways = [("--vdev xvda --persistent", ("odd", "mix")), ("--vdev xvdb", ("indices", "bad", "own"))]
     for options, names in ways:
@@ -64,8 +67,12 @@ def storms(scene: Scene) -> None:
         code, text = end(scene.hostile)
         scene.demand(code == 0, text.strip())
         return
-    for vdev, names, honest in (("xvda", ("kick", "refused", "flushes", "barriers"), SMALL), ("xvda", ("discards", "large"), LARGE),
-                                ("xvdb", ("large",), LARGE), ("xvdb", ("states", "nodes"), SMALL)):
+    for vdev, names, honest in (
+        ("xvda", ("kick", "refused", "flushes", "barriers"), SMALL),
+        ("xvda", ("discards", "large"), LARGE),
+        ("xvdb", ("large",), LARGE),
+        ("xvdb", ("states", "nodes"), SMALL),
+    ):
         scene.attack(*names, options=f"--vdev {vdev} --queues 2", honest=honest)
     took = []
     for words in (LOAD, "attack states nodes --vdev xvda"):
@@ -75,7 +82,10 @@ def storms(scene: Scene) -> None:
         scene.demand(code == 0, f"{words}: {text.strip()}")
     usual, now = took
     log(f"a disk of another guest attached in {now:.1f} s, beside an honest guest in {usual:.1f} s")
-    scene.demand(now <= 2 * usual + ATTACH * PACE, f"a disk of another guest attached in {now:.1f} s, beside an honest guest in {usual:.1f} s")
+    scene.demand(
+        now <= 2 * usual + ATTACH * PACE,
+        f"a disk of another guest attached in {now:.1f} s, beside an honest guest in {usual:.1f} s",
+    )
     begin(scene.hostile, f"attack kick --vdev xvda --queues 2 --seconds {PATIENCE}")
     scene.anew()
 
@@ -92,8 +102,8 @@ def attached(env: Env, guest: Guest) -> float:
 
 
 def states(scene: Scene) -> None:
-    """A guest connects and disconnects at the wrong moment, with requests in flight and on slow storage, and with rings that
-    are none."""
+    """A guest connects and disconnects at the wrong moment, with requests in flight and on slow storage, and with rings
+    that are none."""
     bad_rings(scene)
     if not scene.env.long():
         scene.attack("reconnect", seconds=PATIENCE, options="--vdev xvda --queues 2 --rounds 10")
@@ -113,8 +123,8 @@ def states(scene: Scene) -> None:
 
 
 def bad_rings(scene: Scene) -> None:
-    """Rings that cannot be mapped, of all disks of a guest, are tried less and less often, however often it asks for that;
-    one that is set up anew is served at once."""
+    """Rings that cannot be mapped, of all disks of a guest, are tried less and less often, however often it asks for
+    that; one that is set up anew is served at once."""
     env, guest = scene.env, scene.hostile
 
     def probed() -> float:
@@ -135,17 +145,29 @@ def bad_rings(scene: Scene) -> None:
         asked += 1
     lines = reports.without_known(env.kernel_log.lines()[before:])
     tried = sum("mapping in shared page" in line for line in lines)
-    log(f"{asked} times asked to map rings of {len(DISKS)} disks in {WATCHED} s: tried {tried} times, {len(lines)} lines in dom0's log")
-    scene.demand(len(DISKS) <= tried <= 5 * len(DISKS), f"rings of {len(DISKS)} disks that cannot be mapped were tried {tried} times in {WATCHED} s")
-    scene.demand(len(lines) <= 5 * len(DISKS) + 10 * (WATCHED / 5 + 2), f"{len(lines)} lines in dom0's log in {WATCHED} s")
+    log(
+        f"{asked} times asked to map rings of {len(DISKS)} disks in {WATCHED} s: tried {tried} times, {len(lines)}"
+        " lines in dom0's log"
+    )
+    scene.demand(
+        len(DISKS) <= tried <= 5 * len(DISKS),
+        f"rings of {len(DISKS)} disks that cannot be mapped were tried {tried} times in {WATCHED} s",
+    )
+    scene.demand(
+        len(lines) <= 5 * len(DISKS) + 10 * (WATCHED / 5 + 2), f"{len(lines)} lines in dom0's log in {WATCHED} s"
+    )
     took = probed()
     log(f"set up anew in {took:.1f} s, usually in {usual:.1f} s")
     # The short pause, and the guest's next share of the log.
-    scene.demand(took < 2 * usual + 6 * PACE, f"three disks set up anew were connected after {took:.1f} s, usually after {usual:.1f} s")
+    scene.demand(
+        took < 2 * usual + 6 * PACE,
+        f"three disks set up anew were connected after {took:.1f} s, usually after {usual:.1f} s",
+    )
 
 
 def deaths(scene: Scene) -> None:
-    """A guest loses its disks by a state that is none, or dies, while its rings are full and storage is slow. To be played last."""
+    """A guest loses its disks by a state that is none, or dies, while its rings are full and storage is slow. To be
+    played last."""
     for number in range(scene.env.count(1)):
         if number:
             scene.anew()
@@ -156,7 +178,11 @@ def deaths(scene: Scene) -> None:
         guest = scene.hostile
         for slow in (scene.slow, scene.slow_protected):
             slow.delay(DELAY)
-        for vdev, words in (("xvda", "toggle --queues 2"), ("xvdb", "garbage --queues 2"), ("xvdd", f"hoard --queues {QUEUES} --ring-order 4")):
+        for vdev, words in (
+            ("xvda", "toggle --queues 2"),
+            ("xvdb", "garbage --queues 2"),
+            ("xvdd", f"hoard --queues {QUEUES} --ring-order 4"),
+        ):
             begin(guest, f"attack {words} --seconds {PATIENCE} --vdev {vdev}", name=vdev)
         guest.sh("until grep -q put /tmp/xvdd.out; do usleep 50000; done", 120)
         wait_for(lambda: guest.served_by("xvdb") == "nobody", 60, "xvdb given up")
@@ -185,6 +211,7 @@ def hoard(scene: Scene, words: str) -> None:
 
 def bounded(vbd: str) -> tuple[int, int]:
     """Waits until requests wait for what others of the guest have mapped; how much that is, and how much it may be."""
+
     def numbers() -> tuple[int, int]:
         return int(read(f"{vbd}/guest_mapped")), int(read(f"{vbd}/guest_mapped_max"))
 

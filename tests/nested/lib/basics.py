@@ -65,7 +65,7 @@ silent = False
 
 def silence() -> None:
     """For a program whose own output is all that is wanted."""
-    global silent
+    global silent  # noqa: PLW0603
     silent = True
 
 
@@ -79,8 +79,14 @@ def run(*argv: str, timeout: float = 60, stdin: str | None = None) -> subprocess
     """Runs a command in dom0 and returns what it said; the test log shows it when it failed."""
     timeout *= PACE
     start = time.monotonic()
-    with subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
-                          stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE) as process:
+    with subprocess.Popen(
+        argv,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        errors="replace",
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+    ) as process:
         try:
             out, err = process.communicate(stdin, timeout)
         except subprocess.TimeoutExpired:
@@ -88,7 +94,10 @@ def run(*argv: str, timeout: float = 60, stdin: str | None = None) -> subprocess
             process.kill()
             raise Failure(f"{' '.join(argv)}: still running after {timeout:g} s, in\n{where}") from None
         if argv[0] == "xl" and GAVE_UP.search(err):
-            err += f"(libxl's own limit was over, which is stretched {PACE if 'LD_PRELOAD' in os.environ else 1:g} times here)\n"
+            err += (
+                f"(libxl's own limit was over, which is stretched {PACE if 'LD_PRELOAD' in os.environ else 1:g} times"
+                " here)\n"
+            )
         done = subprocess.CompletedProcess(argv, process.returncode, out, err)
     log(f"$ {' '.join(argv)}   [{done.returncode}, {time.monotonic() - start:.1f} s]")
     return done
@@ -98,8 +107,10 @@ def where_is(pid: int) -> str:
     """Where in the kernel a process and its children are: for a command that does not end."""
     lines = []
     for task in glob.glob(f"/proc/{pid}/task/*"):
-        lines.append(f"{read(task + '/comm')} {os.path.basename(task)} {read(task + '/syscall')}: "
-                     + " ".join(line.split()[-1] for line in read(f"{task}/stack").splitlines()))
+        lines.append(
+            f"{read(task + '/comm')} {os.path.basename(task)} {read(task + '/syscall')}: "
+            + " ".join(line.split()[-1] for line in read(f"{task}/stack").splitlines())
+        )
         lines += [where_is(int(child)) for child in read(f"{task}/children").split()]
     return "\n".join(lines)
 

@@ -25,8 +25,8 @@ SCRATCH = Path("/mnt/scratch")
 DRIVES = {"ext4": "xb-ext4", "xfs": "xb-xfs", "btrfs": "xb-btrfs"}
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q", "-f"]}
 FIBMAP = 1  # as in <linux/fs.h>
-# `udevadm control --reload` does nothing where udevd takes the message for one of the user 65534: the credentials are missing
-# when it was sent before udevd had accepted the connection.
+# `udevadm control --reload` does nothing where udevd takes the message for one of the user 65534: the credentials are
+# missing when it was sent before udevd had accepted the connection.
 RELOAD_UDEV = "pkill -HUP -x systemd-udevd"
 CACHESTAT = 451  # __NR_cachestat
 FILE_SYSTEMS = ("ext4", "xfs", "btrfs", "tmpfs")
@@ -95,17 +95,24 @@ class Env:
         starts at the drive's beginning, each further one 64 MiB later."""
         name = f"xb{number}"
         check(megabytes <= 64, "a slice is 64 MiB at most")
-        sh(f"dmsetup info {name} >/dev/null 2>&1 && dmsetup remove --retry {name}; "
-           f"dmsetup create {name} --table '0 {megabytes * 2048} linear {self.raw_device()} {number * 64 * 2048}'; "
-           "udevadm settle")
+        sh(
+            f"dmsetup info {name} >/dev/null 2>&1 && dmsetup remove --retry {name}; "
+            f"dmsetup create {name} --table '0 {megabytes * 2048} linear {self.raw_device()} {number * 64 * 2048}'; "
+            "udevadm settle"
+        )
         return f"/dev/mapper/{name}"
 
     @staticmethod
     def hide_from_udev(match: str) -> None:
-        """Keeps udev, until the next boot, from reading devices that MATCH, in its language: slow ones would take it minutes."""
+        """Keeps udev, until the next boot, from reading devices that MATCH, in its language: slow ones would take it
+        minutes."""
         rules = Path("/run/udev/rules.d/56-hidden.rules")
         rules.parent.mkdir(parents=True, exist_ok=True)
-        flags = ("DM_UDEV_DISABLE_DISK_RULES_FLAG", "DM_UDEV_DISABLE_OTHER_RULES_FLAG", "UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG")
+        flags = (
+            "DM_UDEV_DISABLE_DISK_RULES_FLAG",
+            "DM_UDEV_DISABLE_OTHER_RULES_FLAG",
+            "UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG",
+        )
         rule = f"{match}, " + ", ".join(f'ENV{{{flag}}}="1"' for flag in flags)
         if rule not in read(rules):
             with rules.open("a") as file:
@@ -171,11 +178,8 @@ class Env:
         return [line for line in run_quiet("losetup", "-a").splitlines() if line]
 
     def qemus(self) -> list[str]:
-        found = []
-        for pid in os.listdir("/proc"):
-            if pid.isdigit() and "qemu" in read(f"/proc/{pid}/comm"):
-                found.append(f"{pid} {read(f'/proc/{pid}/comm')}")
-        return found
+        names = {pid: read(f"/proc/{pid}/comm") for pid in os.listdir("/proc") if pid.isdigit()}
+        return [f"{pid} {name}" for pid, name in names.items() if "qemu" in name]
 
     def look_around(self) -> None:
         """While guests run: a disk of ours needs no loop device and no process."""
@@ -199,7 +203,10 @@ class Env:
         gone("backend nodes", self.backends)
         gone("loop devices", self.loops)
         gone("qemu processes", self.qemus)
-        gone("devices on the xen-backend bus", lambda: [d for d in os.listdir("/sys/bus/xen-backend/devices") if d.startswith("vbd-")])
+        gone(
+            "devices on the xen-backend bus",
+            lambda: [d for d in os.listdir("/sys/bus/xen-backend/devices") if d.startswith("vbd-")],
+        )
         problems += [f"dmesg: {line}" for line in self.kernel_log.bad()]
         return problems
 
@@ -215,7 +222,8 @@ class Env:
         self.undo.append(script)
 
     def parameter(self, name: str, value: object, driver: str = "") -> None:
-        """Sets a parameter of the backend's module (or of another one) until the test ends: the next one may find it loaded."""
+        """Sets a parameter of the backend's module (or of another one) until the test ends: the next one may find it
+        loaded."""
         directory = f"/sys/module/{driver or self.driver}/parameters"
         sh(f"modprobe -i {driver or self.driver}")
         self.at_end(f"! [ -e {directory}/{name} ] || echo {read(f'{directory}/{name}')} >{directory}/{name}")
@@ -261,12 +269,11 @@ def block_of(path: Path, block: int) -> int:
 
 
 def write_pattern(target: str | Path, size: int, seed: str) -> None:
-    """Writes SIZE bytes to a new file, or to a device, and to the disk below it. They depend on SEED and on where they are: a
-    misplaced sector is found."""
+    """Writes SIZE bytes to a new file, or to a device, and to the disk below it. They depend on SEED and on where they
+    are: a misplaced sector is found."""
     block = 1 << 16
     with open(target, "wb") as file:
-        for at in range(0, size, block):
-            file.write(pattern(seed, at, min(block, size - at)))
+        file.writelines(pattern(seed, at, min(block, size - at)) for at in range(0, size, block))
         file.flush()
         os.fsync(file.fileno())
 

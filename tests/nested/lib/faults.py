@@ -49,8 +49,8 @@ class Faults:
 
     @contextmanager
     def one(self, names: Iterable[str], nth: int) -> Iterator[list[str]]:
-        """The call NTH from now of these functions fails, 1 being the next. Afterwards the list has what failed, and who
-        called it, if there were so many."""
+        """The call NTH from now of these functions fails, 1 being the next. Afterwards the list has what failed, and
+        who called it, if there were so many."""
         found: list[str] = []
         since = len(self.env.kernel_log.lines())
         self._set(names, permille=0, nth=nth)
@@ -58,7 +58,11 @@ class Faults:
             yield found
         finally:
             self._set(nth=0)
-            found += [" < ".join(match.groups()) for line in self.env.kernel_log.lines()[since:] if (match := FAILED.search(line))]
+            found += [
+                " < ".join(match.groups())
+                for line in self.env.kernel_log.lines()[since:]
+                if (match := FAILED.search(line))
+            ]
 
     @contextmanager
     def some(self, names: Iterable[str], permille: int, seed: int = 1) -> Iterator[None]:

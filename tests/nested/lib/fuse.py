@@ -1,8 +1,8 @@
-"""A file system in user space with one file, `disk`: python3 fuse.py MOUNT SIZE. It does a part only of each read and write.
+"""A file system in user space with one file, `disk`: python3 fuse.py MOUNT SIZE. It does a part only of each read and
+write.
 
-Speaks the protocol of /dev/fuse (linux/fuse.h) itself, since dom0 has no libfuse. At its end, when it has been unmounted,
-it prints how many reads and writes it has done in part.
-"""
+Speaks the protocol of /dev/fuse (linux/fuse.h) itself, since dom0 has no libfuse. At its end, when it has been
+unmounted, it prints how many reads and writes it has done in part."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class FileSystem:
         _, offset, size = struct.unpack_from("<QQI", body)
         size = min(size, len(self.data) - offset)
         self.reads += part(size) < size
-        return bytes(self.data[offset:offset + part(size)])
+        return bytes(self.data[offset : offset + part(size)])
 
     def write(self, node: int, body: bytes) -> bytes:
         _, offset, size = struct.unpack_from("<QQI", body)
         self.writes += part(size) < size
         size = part(size)
-        self.data[offset:offset + size] = body[40:40 + size]
+        self.data[offset : offset + size] = body[40 : 40 + size]
         return struct.pack("<II", size, 0)
 
     def statfs(self, node: int, body: bytes) -> bytes:
@@ -69,9 +69,21 @@ class FileSystem:
 
 
 CALLS: dict[int, Callable[[FileSystem, int, bytes], bytes]] = {
-    1: FileSystem.lookup, 3: FileSystem.get, 4: FileSystem.get, 14: FileSystem.open, 15: FileSystem.read, 16: FileSystem.write,
-    17: FileSystem.statfs, 18: FileSystem.nothing, 20: FileSystem.nothing, 25: FileSystem.nothing, 26: FileSystem.init,
-    27: FileSystem.open, 29: FileSystem.nothing, 34: FileSystem.nothing, 38: FileSystem.nothing,
+    1: FileSystem.lookup,
+    3: FileSystem.get,
+    4: FileSystem.get,
+    14: FileSystem.open,
+    15: FileSystem.read,
+    16: FileSystem.write,
+    17: FileSystem.statfs,
+    18: FileSystem.nothing,
+    20: FileSystem.nothing,
+    25: FileSystem.nothing,
+    26: FileSystem.init,
+    27: FileSystem.open,
+    29: FileSystem.nothing,
+    34: FileSystem.nothing,
+    38: FileSystem.nothing,
 }
 UNANSWERED = (2, 36, 42)  # forget, interrupt, batch of forgets
 

@@ -28,11 +28,15 @@ RAMDISK = "/opt/guest/guest.cpio"
 WHOLE_PACE = math.ceil(PACE)
 # The kernel unpacks one archive after the other.
 FRONTEND = "/opt/guest/frontend.cpio"
-EXTRA = "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on sysrq_always_enabled \
-nokaslr audit=0 lsm= rcupdate.rcu_expedited=1 cryptomgr.notests"  # the last line spares a second of each boot
+EXTRA = (  # the last line spares a second of each boot
+    "console=hvc0 quiet loglevel=4 clocksource=tsc tsc=reliable panic=-1 random.trust_cpu=on sysrq_always_enabled"
+    " nokaslr audit=0 lsm= rcupdate.rcu_expedited=1 cryptomgr.notests"
+)
 TMP = Path("/run/xb-guests")
-VERIFY = ("fio --name=v --filename=/dev/{0} --rw=randrw --offset=4m --size=512k --bsrange=4k-64k --iodepth=8 --ioengine=libaio --direct=1 "
-          "--verify=crc32c --do_verify=1 --verify_fatal=1 --verify_dump=0 --thread --minimal")
+VERIFY = (
+    "fio --name=v --filename=/dev/{0} --rw=randrw --offset=4m --size=512k --bsrange=4k-64k --iodepth=8"
+    " --ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_dump=0 --thread --minimal"
+)
 
 
 def vdev_number(vdev: str) -> int:
@@ -71,11 +75,24 @@ class Guest:
 
     ids = itertools.count(1)
 
-    def __init__(self, env: Env, disks: list[str], *, name: str | None = None, kind: str = "pv", memory: int = 192,
-                 vcpus: int = 1, extra: str = "", more: str = "", frontend: bool = False, drives: tuple[str, ...] = (),
-                 bootloader: str = "", on_reboot: str = "destroy") -> None:
-        """With frontend=True the guest's kernel leaves the disks alone, and the program blkif-frontend is there. DRIVES are
-        disks that the guest's own driver does not see."""
+    def __init__(
+        self,
+        env: Env,
+        disks: list[str],
+        *,
+        name: str | None = None,
+        kind: str = "pv",
+        memory: int = 192,
+        vcpus: int = 1,
+        extra: str = "",
+        more: str = "",
+        frontend: bool = False,
+        drives: tuple[str, ...] = (),
+        bootloader: str = "",
+        on_reboot: str = "destroy",
+    ) -> None:
+        """With frontend=True the guest's kernel leaves the disks alone, and the program blkif-frontend is there. DRIVES
+        are disks that the guest's own driver does not see."""
         self.env = env
         self.kind = kind
         self.name = name or f"g{next(self.ids)}"
@@ -94,10 +111,19 @@ class Guest:
         boot = [f'kernel = "{HVM_KERNEL if kind == "hvm" else KERNEL}"', f'ramdisk = "{ramdisk}"']
         if bootloader:
             boot = [f'bootloader = "{bootloader}"']
-        lines = [f'name = "{self.name}"', f'type = "{kind}"', f"memory = {memory}", f"maxmem = {memory}", f"vcpus = {vcpus}",
-                 *boot, f'extra = "{command_line}"',
-                 'tsc_mode = "native"', 'on_crash = "destroy"', f'on_reboot = "{on_reboot}"',
-                 "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in (*disks, *drives)) + " ]"]
+        lines = [
+            f'name = "{self.name}"',
+            f'type = "{kind}"',
+            f"memory = {memory}",
+            f"maxmem = {memory}",
+            f"vcpus = {vcpus}",
+            *boot,
+            f'extra = "{command_line}"',
+            'tsc_mode = "native"',
+            'on_crash = "destroy"',
+            f'on_reboot = "{on_reboot}"',
+            "disk = [ " + ",\n         ".join(f"'{disk}'" for disk in (*disks, *drives)) + " ]",
+        ]
         if kind == "hvm":
             lines += ['vga = "none"', 'serial = "pty"']
         self.config.write_text("\n".join(lines) + "\n" + more)
@@ -128,8 +154,14 @@ class Guest:
     def _number(self, other_than: int = 0) -> int:
         """The number of the domain with this name, from xenstore: `xl domid` costs a third of a second here."""
         store = self.env.store
-        return next((int(domid) for domid in store.list("/local/domain")
-                     if int(domid) != other_than and store.read(f"/local/domain/{domid}/name") == self.name), 0)
+        return next(
+            (
+                int(domid)
+                for domid in store.list("/local/domain")
+                if int(domid) != other_than and store.read(f"/local/domain/{domid}/name") == self.name
+            ),
+            0,
+        )
 
     def reboot(self, timeout: float = 120) -> None:
         """The guest reboots itself (it needs on_reboot="restart"), which makes it another domain."""
@@ -154,7 +186,9 @@ class Guest:
         self.env.look_around()
 
     def _open_console(self) -> None:
-        path = wait_for(lambda: self.env.store.read(f"/local/domain/{self.domid}/console/tty"), 20, "the guest's console")
+        path = wait_for(
+            lambda: self.env.store.read(f"/local/domain/{self.domid}/console/tty"), 20, "the guest's console"
+        )
         self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         tty.setraw(self.console, termios.TCSANOW)
 
@@ -163,15 +197,22 @@ class Guest:
         self.sh(f"(while dd if=/dev/{vdev} of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 &")
 
     def keep_verifying(self, vdev: str) -> None:
-        """Has fio in the guest write and verify half of the disk's fifth MiB, again and again, until stop_verifying()."""
-        self.sh(f"rm -f /tmp/{vdev}.*; {{ r=0; while [ $r -eq 0 ]; do {VERIFY.format(vdev)} >/tmp/{vdev}.fio 2>&1; r=$?; "
-                f"[ ! -e /tmp/{vdev}.stop ] || break; done; echo $r >/tmp/{vdev}.end; }} >/dev/null 2>&1 &")
+        """Has fio in the guest write and verify half of the disk's fifth MiB, again and again, until
+        stop_verifying()."""
+        self.sh(
+            f"rm -f /tmp/{vdev}.*; {{ r=0; while [ $r -eq 0 ]; do {VERIFY.format(vdev)} >/tmp/{vdev}.fio 2>&1; r=$?; "
+            f"[ ! -e /tmp/{vdev}.stop ] || break; done; echo $r >/tmp/{vdev}.end; }} >/dev/null 2>&1 &"
+        )
 
     def stop_verifying(self, vdev: str, *, failed: bool = False) -> None:
-        """All data must have been right, and no request failed unless that is what is wanted: then it ends by itself."""
+        """All data must have been right, and no request failed unless that is what is wanted: then it ends by
+        itself."""
         stop = "" if failed else f"touch /tmp/{vdev}.stop; "
-        self.sh(f"{stop}until [ -s /tmp/{vdev}.end ]; do usleep 20000; done; read -r r </tmp/{vdev}.end; "
-                f"[ $r {'!=' if failed else '='} 0 ] || {{ tail -c 1500 /tmp/{vdev}.fio; exit 1; }}", 90)
+        self.sh(
+            f"{stop}until [ -s /tmp/{vdev}.end ]; do usleep 20000; done; read -r r </tmp/{vdev}.end; "
+            f"[ $r {'!=' if failed else '='} 0 ] || {{ tail -c 1500 /tmp/{vdev}.fio; exit 1; }}",
+            90,
+        )
 
     def save(self, path: Path) -> None:
         """xl save, which ends the domain here."""
@@ -252,12 +293,17 @@ class Guest:
         result = self.run(until_there(*vdevs))
         if result.code:
             vdev = result.output.split()[-1]
-            raise Failure(f"{vdev} does not appear in {self.name}; its backend: {self.env.store.values(self.backend(vdev))}")
+            raise Failure(
+                f"{vdev} does not appear in {self.name}; its backend: {self.env.store.values(self.backend(vdev))}"
+            )
 
     def wait_size(self, vdev: str, sectors: int) -> float:
         """Waits in the guest until a disk has this many sectors; how many seconds that took there."""
-        took = self.sh(f"t=$(cut -d' ' -f1 /proc/uptime); n=0; until [ $(cat /sys/class/block/{vdev}/size) -eq {sectors} ]; do n=$((n+1)); "
-                       "[ $n -lt $((500 * XB_PACE)) ] || exit 1; usleep 20000; done; echo $t $(cut -d' ' -f1 /proc/uptime)")
+        took = self.sh(
+            f"t=$(cut -d' ' -f1 /proc/uptime); n=0; until [ $(cat /sys/class/block/{vdev}/size) -eq {sectors} ]; do"
+            " n=$((n+1)); [ $n -lt $((500 * XB_PACE)) ] || exit 1; usleep 20000; done; echo $t $(cut -d' ' -f1"
+            " /proc/uptime)"
+        )
         start, end = map(float, took.split())
         return end - start
 
@@ -293,8 +339,15 @@ class Guest:
             return "qdisk"
         device = self.device(vdev)
         module = f"{device}/driver/module"
-        return os.path.basename(os.path.realpath(module)) if os.path.exists(module) else \
-            (os.path.basename(os.path.realpath(f"{device}/driver")) if os.path.exists(f"{device}/driver") else "nobody")
+        return (
+            os.path.basename(os.path.realpath(module))
+            if os.path.exists(module)
+            else (
+                os.path.basename(os.path.realpath(f"{device}/driver"))
+                if os.path.exists(f"{device}/driver")
+                else "nobody"
+            )
+        )
 
     def check_served(self, *vdevs: str) -> None:
         for vdev in vdevs:
@@ -309,9 +362,10 @@ class Guest:
         text = base64.b64encode(script.encode()).decode()
         check(len(text) < 4000, "a script for a guest must be short: a terminal's input line is")
         self._send(f"X {number} {text}")
-        for attempt in range(3):
-            found = self._until(re.compile(rb"@E %d (\d+) ([0-9a-f]{32})\r?\n" % number), timeout,
-                                f"{self.name}: {script!r} to end")
+        for _ in range(3):
+            found = self._until(
+                re.compile(rb"@E %d (\d+) ([0-9a-f]{32})\r?\n" % number), timeout, f"{self.name}: {script!r} to end"
+            )
             lines = [line[3:].strip() for line in self.before.split(b"\n") if line.startswith(b"@D ")]
             try:
                 output = base64.b64decode(b"".join(lines), validate=True)
@@ -342,7 +396,7 @@ class Guest:
         data = line.encode() + b"\n"
         while data:
             select.select([], [self.console], [], 10)
-            data = data[os.write(self.console, data[:512]):]
+            data = data[os.write(self.console, data[:512]) :]
 
     def _until(self, pattern: re.Pattern[bytes], timeout: float, what: str) -> re.Match[bytes]:
         """Reads the console until PATTERN; what came before it is then in self.before."""
@@ -351,8 +405,8 @@ class Guest:
         while True:
             found = pattern.search(self.buffer)
             if found:
-                self.before = self.buffer[:found.start()]
-                self.buffer = self.buffer[found.end():]
+                self.before = self.buffer[: found.start()]
+                self.buffer = self.buffer[found.end() :]
                 return found
             left = end - time.monotonic()
             if left <= 0 or b"Kernel panic" in self.buffer or b"@DEAD" in self.buffer:
@@ -391,9 +445,12 @@ def without_complaint(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def until_there(*vdevs: str) -> str:
-    """A script for a guest that waits until it has these disks, with their sizes, or names the one that does not come."""
-    return (f"for d in {' '.join(vdevs)}; do n=0; until [ -b /dev/$d ] && read -r s </sys/class/block/$d/size && [ $s -gt 0 ]; do "
-            "n=$((n+1)); [ $n -lt $((400 * XB_PACE)) ] || { echo $d; exit 1; }; usleep 50000; done; done; ")
+    """A script for a guest that waits until it has these disks, with their sizes, or names the one that does not
+    come."""
+    return (
+        f"for d in {' '.join(vdevs)}; do n=0; until [ -b /dev/$d ] && read -r s </sys/class/block/$d/size && [ $s -gt 0"
+        " ]; do n=$((n+1)); [ $n -lt $((400 * XB_PACE)) ] || { echo $d; exit 1; }; usleep 50000; done; done; "
+    )
 
 
 def vdev_of(disk: str) -> str:

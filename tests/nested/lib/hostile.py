@@ -1,5 +1,5 @@
-"""What tests of hostile guests have in common: a guest that does harm, a neighbour whose data are checked meanwhile, and
-what dom0 must not pay. What the guest does is in attacks.py."""
+"""What tests of hostile guests have in common: a guest that does harm, a neighbour whose data are checked meanwhile,
+and what dom0 must not pay. What the guest does is in attacks.py."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def each_kind(env: Env, *parts: Callable[[Scene], None]) -> None:
 @dataclass
 class Meanwhile:
     """What there was while a guest did something."""
+
     requests: int  # of the neighbour
     seconds: float  # of these
     lines: float  # in dom0's log, a second
@@ -56,8 +57,8 @@ class Meanwhile:
 
 
 class Scene:
-    """A hostile guest that has a disk of each kind, and a neighbour. What is wrong fails the test on this module; of another
-    backend it is written down, as it is not ours to judge."""
+    """A hostile guest that has a disk of each kind, and a neighbour. What is wrong fails the test on this module; of
+    another backend it is written down, as it is not ours to judge."""
 
     def __init__(self, env: Env, kind: str) -> None:
         self.env, self.kind = env, kind
@@ -80,8 +81,12 @@ class Scene:
     def disks(self) -> list[str]:
         """A file and a device that can be slow; xvdc and xvdd are the same, read-only."""
         env = self.env
-        return [env.disk(self.image, "xvda"), env.disk(self.device, "xvdb"),
-                env.disk(self.protected[0], "xvdc", access="r"), env.disk(self.protected[1], "xvdd", access="r")]
+        return [
+            env.disk(self.image, "xvda"),
+            env.disk(self.device, "xvdb"),
+            env.disk(self.protected[0], "xvdc", access="r"),
+            env.disk(self.protected[1], "xvdd", access="r"),
+        ]
 
     def demand(self, well: object, message: str) -> None:
         if self.env.backend == "rs":
@@ -104,16 +109,23 @@ class Scene:
         output = [line.strip() for line in done.output.strip().splitlines()]
         for line in output:
             log(f"    {line}")
-        found = Meanwhile(report["requests"], report["seconds"], len(said) / took, writes.count() / took,
-                          [] if done.code == 0 else output[-3:])
+        found = Meanwhile(
+            report["requests"],
+            report["seconds"],
+            len(said) / took,
+            writes.count() / took,
+            [] if done.code == 0 else output[-3:],
+        )
         writes.close()
         self.demand(done.code == 0, f"{script} ended with {done.code}: {done.output.strip()}")
-        self.demand(found.lines <= LINES, f"{script}: {len(said)} lines in dom0's log in {took:.0f} s, such as {said[-1:]}")
+        self.demand(
+            found.lines <= LINES, f"{script}: {len(said)} lines in dom0's log in {took:.0f} s, such as {said[-1:]}"
+        )
         return found
 
     def attack(self, *names: str, seconds: int = 0, options: str = "", honest: str = SMALL) -> None:
-        """Runs attacks; the neighbour must keep its share. In the long form each is measured by itself, beside a guest that
-        does something alike."""
+        """Runs attacks; the neighbour must keep its share. In the long form each is measured by itself, beside a guest
+        that does something alike."""
         seconds = seconds or self.env.count(1)
         if self.env.long():
             for name in names:
@@ -133,11 +145,15 @@ class Scene:
                 usual.append(self.beside(honest))
             attacked.append(self.beside(f"blkif-frontend attack {names} {options}"))
             share, last = rate(attacked) / rate(usual), attacked[-1]
-            log(f"ATTACK {self.kind} | {names} {options} | neighbour {100 * share:.0f} % of {rate(usual):.0f}/s | "
-                f"{last.lines:.1f} lines/s | {last.writes:.1f} writes/s | {'; '.join(last.problems)}")
+            log(
+                f"ATTACK {self.kind} | {names} {options} | neighbour {100 * share:.0f} % of {rate(usual):.0f}/s | "
+                f"{last.lines:.1f} lines/s | {last.writes:.1f} writes/s | {'; '.join(last.problems)}"
+            )
             if share >= least:
                 return
-        self.demand(False, f"{names} {options}: the neighbour has {100 * share:.0f} % of what it has beside an honest guest")
+        self.demand(
+            False, f"{names} {options}: the neighbour has {100 * share:.0f} % of what it has beside an honest guest"
+        )
 
     def anew(self) -> None:
         """Destroys the hostile guest, whatever it is doing, and makes another."""
@@ -145,8 +161,8 @@ class Scene:
         self.hostile = self.env.guest(*self.disks(), frontend=True, vcpus=2, kind=self.kind)
 
     def end(self) -> None:
-        """Destroys the hostile guest at work: dom0 has then what it had. Then the neighbour, which is the measure of how long
-        that takes."""
+        """Destroys the hostile guest at work: dom0 has then what it had. Then the neighbour, which is the measure of
+        how long that takes."""
         self.took.append(destroyed(self.hostile))
         self.slow.remove()
         self.slow_protected.remove()
@@ -160,7 +176,9 @@ class Scene:
         usual = destroyed(self.neighbour)
         log(f"seconds until gone: {self.took}, usually {usual:.1f}")
         longer = DESTROY if self.env.long() else DESTROY_SHORT
-        self.demand(max(self.took) <= usual + longer * PACE, f"gone after {max(self.took):.1f} s, usually after {usual:.1f} s")
+        self.demand(
+            max(self.took) <= usual + longer * PACE, f"gone after {max(self.took):.1f} s, usually after {usual:.1f} s"
+        )
 
 
 def rate(all: list[Meanwhile]) -> float:
@@ -169,12 +187,17 @@ def rate(all: list[Meanwhile]) -> float:
 
 def begin(guest: Guest, words: str, before: str = "true", name: str = "x") -> None:
     """Has the program do something in the background."""
-    guest.sh(f"{before}; rm -f /tmp/{name}.end; {{ blkif-frontend {words} >/tmp/{name}.out 2>&1; echo $? >/tmp/{name}.end; }} &")
+    guest.sh(
+        f"{before}; rm -f /tmp/{name}.end; {{ blkif-frontend {words} >/tmp/{name}.out 2>&1; echo $? >/tmp/{name}.end;"
+        " } &"
+    )
 
 
 def end(guest: Guest, name: str = "x") -> tuple[int, str]:
     """Waits for it; its exit status, and what it said."""
-    code, _, text = guest.sh(f"until [ -s /tmp/{name}.end ]; do usleep 50000; done; cat /tmp/{name}.end /tmp/{name}.out", PATIENCE).partition("\n")
+    code, _, text = guest.sh(
+        f"until [ -s /tmp/{name}.end ]; do usleep 50000; done; cat /tmp/{name}.end /tmp/{name}.out", PATIENCE
+    ).partition("\n")
     return int(code), text
 
 
@@ -183,7 +206,11 @@ def destroyed(guest: Guest) -> float:
     start, number, env = time.monotonic(), guest.domid, guest.env
     done = run("xl", "destroy", str(number), timeout=90)
     check(done.returncode == 0, f"xl destroy: {done.stderr.strip()}")
-    wait_for(lambda: number not in env.domains() and not any(f"/{number}/" in path for path in env.backends()), 60, f"{guest.name} gone")
+    wait_for(
+        lambda: number not in env.domains() and not any(f"/{number}/" in path for path in env.backends()),
+        60,
+        f"{guest.name} gone",
+    )
     guest.close()
     guest.domid = 0
     return time.monotonic() - start
@@ -199,11 +226,15 @@ class Slow:
         self.path = f"/dev/mapper/{self.name}"
         env.hide_from_udev(f'ENV{{DM_NAME}}=="{self.name}"')
         sh(f"dmsetup create {self.name} --table '{self._table(0)}' && udevadm settle")
-        env.at_end(f"dmsetup info {self.name} >/dev/null 2>&1 || exit 0; dmsetup suspend {self.name}; "
-                   f"dmsetup reload {self.name} --table '{self._table(0)}'; dmsetup resume {self.name}; dmsetup remove --retry {self.name}")
+        env.at_end(
+            f"dmsetup info {self.name} >/dev/null 2>&1 || exit 0; dmsetup suspend {self.name}; dmsetup reload"
+            f" {self.name} --table '{self._table(0)}'; dmsetup resume {self.name}; dmsetup remove --retry {self.name}"
+        )
 
     def _table(self, milliseconds: int) -> str:
-        return f"0 {self.sectors} " + (f"delay {self.base} 0 {milliseconds}" if milliseconds else f"linear {self.base} 0")
+        return f"0 {self.sectors} " + (
+            f"delay {self.base} 0 {milliseconds}" if milliseconds else f"linear {self.base} 0"
+        )
 
     def delay(self, milliseconds: int) -> None:
         """How long each request takes from now on; those in flight do not wait any longer."""

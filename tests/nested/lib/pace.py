@@ -9,9 +9,9 @@ import os
 import subprocess
 import time
 
-# Programs that are started, one after the other, and the seconds that this takes on an idle host. It is what tests do most,
-# uses the emulator in all its parts, and needs nothing from a disk: the program has been read when the first one has ended.
-# Not fewer: what else the host does comes in bursts.
+# Programs that are started, one after the other, and the seconds that this takes on an idle host. It is what tests do
+# most, uses the emulator in all its parts, and needs nothing from a disk: the program has been read when the first one
+# has ended. Not fewer: what else the host does comes in bursts.
 PROGRAMS = 30
 USUAL = 0.63
 MOST = 8.0  # what cannot be done so slowly is not to be waited for

@@ -15,6 +15,7 @@ KMEMLEAK = "/sys/kernel/debug/kmemleak"
 @dataclass(frozen=True)
 class Known:
     """A report that says nothing about the module: its first line and its text match."""
+
     name: str
     first: str
     text: str
@@ -22,26 +23,43 @@ class Known:
 
 
 KNOWN = (
-    Known("in-tree driver's work on the stack", r"WARNING: .*debug_?object", r"gnttab_unmap_refs_sync",
-          "gnttab_unmap_refs_sync() has its delayed work on the stack and does not say so to the kernel; xen-blkback calls it "
-          "when it disconnects, this module never does"),
-    Known("event channel from preemptible code", r"BUG: using (?:__this_cpu_\w+|smp_processor_id)\(\) in preemptible", r"xen_irq_lateeoi",
-          "xen_irq_lateeoi() looks at the number of its processor and takes no harm from being moved; every late-EOI user calls "
-          "it so"),
-    Known("lazy MMU mode of a new task", r"WARNING: .*xen_(?:start|end)_context_switch", r"Comm: swapper",
-          "a task that is switched to for the first time has its lazy MMU mode resumed, though nobody has paused it (DEBUG_VM "
-          "says so at most twice, when dom0's kernel boots)"),
+    Known(
+        "in-tree driver's work on the stack",
+        r"WARNING: .*debug_?object",
+        r"gnttab_unmap_refs_sync",
+        "gnttab_unmap_refs_sync() has its delayed work on the stack and does not say so to the kernel; xen-blkback"
+        " calls it when it disconnects, this module never does",
+    ),
+    Known(
+        "event channel from preemptible code",
+        r"BUG: using (?:__this_cpu_\w+|smp_processor_id)\(\) in preemptible",
+        r"xen_irq_lateeoi",
+        "xen_irq_lateeoi() looks at the number of its processor and takes no harm from being moved; every late-EOI user"
+        " calls it so",
+    ),
+    Known(
+        "lazy MMU mode of a new task",
+        r"WARNING: .*xen_(?:start|end)_context_switch",
+        r"Comm: swapper",
+        "a task that is switched to for the first time has its lazy MMU mode resumed, though nobody has paused it"
+        " (DEBUG_VM says so at most twice, when dom0's kernel boots)",
+    ),
 )
 # What has leaked and is the kernel's own: the pattern of an entry of kmemleak's, and why.
 KNOWN_LEAKS = {
-    r"/local/domain/\d.*device/vbd/.*xenbus_thread\+": "xenbus_dev_probe() reads the path of the other end, and when the driver's "
-                                                     "probe has failed nobody frees it but the next probe (faults has probes fail)",
+    r"/local/domain/\d.*device/vbd/.*xenbus_thread\+": (
+        "xenbus_dev_probe() reads the path of the other end, and when the driver's "
+        "probe has failed nobody frees it but the next probe (faults has probes fail)"
+    ),
 }
 
 # The first line of a report. What belongs to one need not match.
-FIRST = re.compile(r"\bWARNING:|(?-i:\bBUG\b)|\bOops\b|blocked for more than|general protection fault|Unable to handle|kernel panic|"
-                   r"refcount_t|list_(?:add|del) corruption|rust_kernel.*panic|trying to register non-static key|"
-                   r"lockdep is turned off", re.IGNORECASE)
+FIRST = re.compile(
+    r"\bWARNING:|(?-i:\bBUG\b)|\bOops\b|blocked for more than|general protection fault|Unable to handle|kernel panic|"
+    r"refcount_t|list_(?:add|del) corruption|rust_kernel.*panic|trying to register non-static key|"
+    r"lockdep is turned off",
+    re.IGNORECASE,
+)
 LAST = re.compile(r"---\[ end trace")
 STACK_ENDS = "</TASK>"
 LINES = 250  # that a report has at most; lockdep's are the longest
@@ -53,7 +71,8 @@ def debug_kernel() -> bool:
 
 
 def split(lines: list[str]) -> dict[int, list[str]]:
-    """The reports among the kernel's messages, by the number of their first line. The next one ends a report at latest."""
+    """The reports among the kernel's messages, by the number of their first line. The next one ends a report at
+    latest."""
     found: dict[int, list[str]] = {}
     first = None
     for number, line in enumerate(lines):
@@ -86,8 +105,12 @@ def known_heads(lines: list[str]) -> list[tuple[int, list[str]]]:
 
 def excused(lines: list[str]) -> set[int]:
     """By number, of the messages of known reports those that would fail a test. Others may come between them."""
-    return {first + number for first, said in known_heads(lines) for number, line in enumerate(said)
-            if number == 0 or "Call Trace" in line}
+    return {
+        first + number
+        for first, said in known_heads(lines)
+        for number, line in enumerate(said)
+        if number == 0 or "Call Trace" in line
+    }
 
 
 def without_known(lines: list[str]) -> list[str]:
@@ -100,5 +123,8 @@ def leaks() -> list[str]:
     """What nothing refers to any more and nobody has freed, as kmemleak has found it."""
     with open(KMEMLEAK) as file:
         text = file.read()
-    return [entry for entry in re.split(r"\n(?=unreferenced object)", text)
-            if entry and not any(re.search(pattern, entry, re.S) for pattern in KNOWN_LEAKS)]
+    return [
+        entry
+        for entry in re.split(r"\n(?=unreferenced object)", text)
+        if entry and not any(re.search(pattern, entry, re.S) for pattern in KNOWN_LEAKS)
+    ]

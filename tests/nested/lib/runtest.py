@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.basics import PACE, Failure, log, read, run, where_is  # noqa: E402
-from lib.env import Env, PowerCut  # noqa: E402
+from lib.basics import PACE, Failure, log, read, run, where_is
+from lib.env import Env, PowerCut
 
 
 def report(kind: str, reason: str = "", **more: object) -> None:
@@ -36,7 +36,11 @@ def explain(env: Env) -> None:
         if front:
             print(f"    {front}: {env.store.values(front)}", flush=True)
     for device in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
-        print(f"--- {device.name}: driver {(device / 'driver').resolve().name if (device / 'driver').exists() else 'none'}", flush=True)
+        print(
+            f"--- {device.name}: driver"
+            f" {(device / 'driver').resolve().name if (device / 'driver').exists() else 'none'}",
+            flush=True,
+        )
     print("--- loaded: " + " ".join(sorted(path.name for path in Path("/sys/module").glob("xen_blkback*"))), flush=True)
     for state in Path("/sys/kernel/debug/xen-blkback-rs").glob("*/state"):
         print(f"--- {state}\n{read(state)}", flush=True)

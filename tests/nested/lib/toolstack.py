@@ -1,4 +1,5 @@
-"""What libxl does for a disk, and its script, without either: as fast as nodes can be written, and with the caller's patience."""
+"""What libxl does for a disk, and its script, without either: as fast as nodes can be written, and with the caller's
+patience."""
 
 from __future__ import annotations
 
@@ -22,12 +23,29 @@ class Directories:
         for path, owner, reader in ((self.front, self.domid, 0), (self.back, 0, self.domid)):
             store.write(path, "")
             store.permit(path, f"n{owner}", f"r{reader}")
-        for name, value in (("backend", self.back), ("backend-id", "0"), ("virtual-device", self.number), ("device-type", "disk")):
+        for name, value in (
+            ("backend", self.back),
+            ("backend-id", "0"),
+            ("virtual-device", self.number),
+            ("device-type", "disk"),
+        ):
             store.write(f"{self.front}/{name}", str(value))
         # Neither end is probed before it has a state.
-        for name, value in (("frontend", self.front), ("frontend-id", self.domid), ("online", 1), ("removable", 0), ("bootable", 1),
-                            ("dev", self.vdev), ("type", "phy"), ("mode", "w"), ("device-type", "disk"), ("discard-enable", 1),
-                            ("params", self.target), ("script", "/etc/xen/scripts/block"), ("state", 1)):
+        for name, value in (
+            ("frontend", self.front),
+            ("frontend-id", self.domid),
+            ("online", 1),
+            ("removable", 0),
+            ("bootable", 1),
+            ("dev", self.vdev),
+            ("type", "phy"),
+            ("mode", "w"),
+            ("device-type", "disk"),
+            ("discard-enable", 1),
+            ("params", self.target),
+            ("script", "/etc/xen/scripts/block"),
+            ("state", 1),
+        ):
             store.write(f"{self.back}/{name}", str(value))
         store.write(f"{self.front}/state", "1")
 

@@ -18,6 +18,7 @@ def mount() -> None:
 
 class Trace:
     """What has been recorded, when that is over."""
+
     text = ""
 
 

@@ -95,7 +95,7 @@ class Writes:
             kind, _, _, size = struct.unpack_from("<IIII", self.data)
             if len(self.data) < 16 + size:
                 break
-            self.data = self.data[16 + size:]
+            self.data = self.data[16 + size :]
             self.seen += kind == WATCH_EVENT
         return max(self.seen, 0)
 

@@ -1,4 +1,5 @@
-"""A disk's access is the one with which its file was opened, whatever becomes of the node `mode`; `w!` shares a file with anybody."""
+"""A disk's access is the one with which its file was opened, whatever becomes of the node `mode`; `w!` shares a file
+with anybody."""
 
 from __future__ import annotations
 
@@ -50,9 +51,28 @@ def run(env: Env) -> None:
 def begin(env: Env, guest: Guest, vdev: str, image: str, mode: str) -> None:
     """The directories of a disk, and the driver's first step."""
     back, front = guest.backend(vdev), f"/local/domain/{guest.domid}/device/vbd/{vdev_number(vdev)}"
-    nodes = {front: {"backend": back, "backend-id": "0", "virtual-device": str(vdev_number(vdev)), "device-type": "disk", "state": "1"},
-             back: {"frontend": front, "frontend-id": str(guest.domid), "online": "1", "params": image, "type": "phy", "mode": mode,
-                    "script": "/etc/xen/scripts/block", "dev": vdev, "device-type": "disk", "removable": "0", "state": "1"}}
+    nodes = {
+        front: {
+            "backend": back,
+            "backend-id": "0",
+            "virtual-device": str(vdev_number(vdev)),
+            "device-type": "disk",
+            "state": "1",
+        },
+        back: {
+            "frontend": front,
+            "frontend-id": str(guest.domid),
+            "online": "1",
+            "params": image,
+            "type": "phy",
+            "mode": mode,
+            "script": "/etc/xen/scripts/block",
+            "dev": vdev,
+            "device-type": "disk",
+            "removable": "0",
+            "state": "1",
+        },
+    }
     for directory, values in nodes.items():
         for node in ("state", *values):  # the first one makes the directory
             env.store.write(f"{directory}/{node}", values[node] if node != "state" else "0")

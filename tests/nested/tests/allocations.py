@@ -1,7 +1,7 @@
 """What requests need is asked for so that it may fail, where the driver can do without, and without waiting for I/O.
 
-Where nothing but I/O could bring memory, the allocator goes on trying for ever unless it is told not to: what is held back for a
-shortage would never be used. And a disk of dom0 itself would wait for itself."""
+Where nothing but I/O could bring memory, the allocator goes on trying for ever unless it is told not to: what is held
+back for a shortage would never be used. And a disk of dom0 itself would wait for itself."""
 
 import re
 from collections import Counter
@@ -26,13 +26,19 @@ PAGE = re.compile(r": mm_page_alloc: .*gfp_flags=(\S+)")
 
 
 def run(env: Env) -> None:
-    guest = env.guest(env.disk(env.file("ext4", "disk", 16 << 20), "xvda"), env.disk(env.device(16), "xvdb"), frontend=True)
+    guest = env.guest(
+        env.disk(env.file("ext4", "disk", 16 << 20), "xvda"), env.disk(env.device(16), "xvdb"), frontend=True
+    )
     events = " ".join(EVENTS)
     tracing.mount()
-    env.at_end(f"cd {TRACING}; for event in {events}; do echo 0 >events/kmem/$event/filter; done; "
-               "echo 1408 >buffer_size_kb")
+    env.at_end(
+        f"cd {TRACING}; for event in {events}; do echo 0 >events/kmem/$event/filter; done; echo 1408 >buffer_size_kb"
+    )
     # The rings' threads have the name of their device, such as 1-51712.0.
-    sh(f"cd {TRACING}; echo 8192 >buffer_size_kb; for event in {events}; do echo 'comm ~ \"*-517*\"' >events/kmem/$event/filter; done")
+    sh(
+        f"cd {TRACING}; echo 8192 >buffer_size_kb; for event in {events}; do echo 'comm ~ \"*-517*\"'"
+        " >events/kmem/$event/filter; done"
+    )
     with tracing.traced(*(f"kmem/{event}" for event in EVENTS)) as trace:
         for vdev in ("xvda", "xvdb"):
             for load in LOADS:
@@ -44,7 +50,9 @@ def run(env: Env) -> None:
     for (function, flags), count in ours.items():
         log(f"{count} times {flags}: {function}")
     log(f"pages: {dict(pages)}")
-    check(len({function for function, _ in ours}) >= PLACES, f"the driver has asked for memory in {len(ours)} places only")
+    check(
+        len({function for function, _ in ours}) >= PLACES, f"the driver has asked for memory in {len(ours)} places only"
+    )
     stubborn = [(function, flags) for function, flags in ours if not GIVES_UP & set(flags.split("|"))]
     check(not stubborn, f"asks for memory until it gets some: {stubborn}")
     check(pages, "no request has needed a page")

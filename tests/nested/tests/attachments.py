@@ -1,4 +1,5 @@
-"""Disks come and go thousands of times as fast as their nodes can be written, without a toolstack between; dom0 has what it had."""
+"""Disks come and go thousands of times as fast as their nodes can be written, without a toolstack between; dom0 has
+what it had."""
 
 from lib.basics import equal, log, wait_for
 from lib.env import Env

@@ -1,4 +1,5 @@
-"""Requests of every kind, right and wrong, get the answers that the protocol demands, on a file, a device, a disk to read.
+"""Requests of every kind, right and wrong, get the answers that the protocol demands, on a file, a device, a disk to
+read.
 
 Each row of the table in tests/frontend/src/conformance/table.rs is one request. Then random requests are put on the
 rings, and what is read is compared with what was written; in every layout of the ring that the backend offers. Requests
@@ -63,8 +64,9 @@ def run(env: Env) -> None:
             report = frontend(guest, f"load --vdev {vdev} --depth 2 --reads 50 --seconds 2")
             found, sent = superfluous(guest, vdev) - known, report["notifications"]
             log(f"    {found} of {sent} events were taken for superfluous")
-            # A request can be found while its event is on the way: 2 % were seen on two processors, and 7 % on one whose host
-            # was busy, since what interrupts then are other machines. A driver that reports wrongly reports nearly all.
+            # A request can be found while its event is on the way: 2 % were seen on two processors, and 7 % on one
+            # whose host was busy, since what interrupts then are other machines. A driver that reports wrongly reports
+            # nearly all.
             check(found <= sent / 4, f"{found} of {sent} events of {vdev} were reported as superfluous")
     if env.backend == "rs":
         names = ("pages_mapped", "pages_copied", "pages_persistent", "refused")
@@ -94,10 +96,16 @@ class JoinedFile:
     def run(self, guest: Guest) -> None:
         for size, count, together in IN_A_ROW:
             for reads in (0, 100):
-                failed, ios, _ = self.traced(guest, f"load --sequential --size {size} --requests {count} --depth {count} --reads {reads}")
+                failed, ios, _ = self.traced(
+                    guest, f"load --sequential --size {size} --requests {count} --depth {count} --reads {reads}"
+                )
                 equal(failed, [], "requests that failed")
                 length = together * size << 10
-                equal(sorted(ios), [(n * length, length) for n in range(count // together)], f"I/Os of {count} requests of {size} KiB")
+                equal(
+                    sorted(ios),
+                    [(n * length, length) for n in range(count // together)],
+                    f"I/Os of {count} requests of {size} KiB",
+                )
 
         _, ios, requests = self.traced(guest, f"verify --area 4 --requests {REQUESTS} --indirect 32")
         several = len(set(ios) - set(requests))
@@ -116,47 +124,72 @@ class JoinedFile:
             errors = [int(read(counter)) for counter in counters]
             failed, ios, _ = self.traced(guest, options)
             errors[0 if "--reads 100" in options else 1] += 1
-            equal([int(read(counter)) for counter in counters], errors, f"errors counted of reads and writes in {options}")
+            equal(
+                [int(read(counter)) for counter in counters], errors, f"errors counted of reads and writes in {options}"
+            )
             equal(failed, [bad * size * 2], f"sectors of requests that failed in {options}")
             check((4 * size << 10, 4 * size << 10) in ios, f"not done together before they failed: {ios}")
         Env.reload(self.device, " ".join(self.table))
         found = self.pieces(size << 10, count)
-        equal([number for number in range(count) if found[number] != good[number]], [bad], "requests whose data are not in the file")
+        equal(
+            [number for number in range(count) if found[number] != good[number]],
+            [bad],
+            "requests whose data are not in the file",
+        )
         equal(self.traced(guest, write)[0], [], "requests that failed when the block was good again")
         equal(self.pieces(size << 10, count), good, "data in the file")
 
     def traced(self, guest: Guest, options: str) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]:
-        """Runs the frontend. The sectors of requests that failed; offsets and lengths of the file's I/Os and of requests."""
+        """Runs the frontend. The sectors of requests that failed; offsets and lengths of the file's I/Os and of
+        requests."""
         with tracing.traced(*EVENTS) as trace:
             done = guest.run(f"blkif-frontend {options} --vdev xvdd --json /tmp/report", 120)
         report = json.loads(guest.sh("cat /tmp/report"))
         failed = sorted(report.get("failed_sectors", []))
-        check(done.code == (1 if failed else 0), f"blkif-frontend {options} ended with {done.code}: {done.output.strip()[-1500:]}")
-        ios = re.findall(rf"iomap_dio_rw_begin: .* ino {self.path.stat().st_ino:#x} .* offset (\S+) length (\S+)", trace.text)
+        check(
+            done.code == (1 if failed else 0),
+            f"blkif-frontend {options} ended with {done.code}: {done.output.strip()[-1500:]}",
+        )
+        ios = re.findall(
+            rf"iomap_dio_rw_begin: .* ino {self.path.stat().st_ino:#x} .* offset (\S+) length (\S+)", trace.text
+        )
         requests = re.findall(r"xen_blkback_rs_start: .* sector=(\d+) bytes=(\d+)", trace.text)
-        return (failed, [(int(offset, 16), int(length, 16)) for offset, length in ios],
-                [(int(sector) * 512, int(length)) for sector, length in requests])
+        return (
+            failed,
+            [(int(offset, 16), int(length, 16)) for offset, length in ios],
+            [(int(sector) * 512, int(length)) for sector, length in requests],
+        )
 
     def pieces(self, size: int, count: int) -> list[str]:
         """Checksums of the file's first COUNT pieces of SIZE bytes, from its blocks."""
         sh(f"dd if={self.path} of=/tmp/pieces bs={size} count={count} iflag=direct 2>/dev/null")
         data = Path("/tmp/pieces").read_bytes()
-        return [hashlib.md5(data[at:at + size]).hexdigest() for at in range(0, size * count, size)]
+        return [hashlib.md5(data[at : at + size]).hexdigest() for at in range(0, size * count, size)]
 
     def spoil(self, offset: int) -> None:
         """Has all I/O on the file's block at OFFSET fail."""
         block = block_of(self.path, offset >> 12)
         start, sectors, _, device, first = self.table
         bad, end = block * 8, block * 8 + 8
-        Env.reload(self.device, f"{start} {bad} linear {device} {first}\n{bad} 8 error\n"
-                                f"{end} {int(sectors) - end} linear {device} {int(first) + end}")
+        Env.reload(
+            self.device,
+            f"{start} {bad} linear {device} {first}\n{bad} 8 error\n"
+            f"{end} {int(sectors) - end} linear {device} {int(first) + end}",
+        )
 
 
 def offered(guest: Guest, vdev: str) -> list[str]:
     """Options for each way of connecting that the backend offers beside the plain one."""
     store, path = guest.env.store, guest.backend(vdev)
-    offer = {name: int(store.read(f"{path}/{name}") or 0) for name in
-             ("max-ring-page-order", "multi-queue-max-queues", "feature-max-indirect-segments", "feature-persistent")}
+    offer = {
+        name: int(store.read(f"{path}/{name}") or 0)
+        for name in (
+            "max-ring-page-order",
+            "multi-queue-max-queues",
+            "feature-max-indirect-segments",
+            "feature-persistent",
+        )
+    }
     log(f"{vdev}: {offer}")
     if guest.env.backend == "rs":
         equal(offer["feature-max-indirect-segments"], 256, "segments offered")
@@ -181,7 +214,9 @@ def superfluous(guest: Guest, vdev: str) -> int:
 
 def conformance(guest: Guest, vdev: str, options: str) -> None:
     """The whole table on one disk."""
-    done = guest.run(f"blkif-frontend conformance --backend {guest.env.backend} --vdev {vdev} {options} --json /tmp/report", 120)
+    done = guest.run(
+        f"blkif-frontend conformance --backend {guest.env.backend} --vdev {vdev} {options} --json /tmp/report", 120
+    )
     if done.code not in (0, 1):
         raise Failure(f"conformance {vdev} {options}: {done.output.strip()[-1500:]}")
     *rows, summary = done.output.strip().splitlines()
@@ -190,10 +225,16 @@ def conformance(guest: Guest, vdev: str, options: str) -> None:
     failed = [row for row in rows if row.startswith("FAIL ")]
     for row in failed:
         log(f"    {row}")
-    check(not failed and done.code == 0, f"conformance {vdev} {options}: {len(failed)} rows failed, the first: {failed[:1]}")
+    check(
+        not failed and done.code == 0,
+        f"conformance {vdev} {options}: {len(failed)} rows failed, the first: {failed[:1]}",
+    )
     # Ours offers everything, on any disk.
     least = len(rows) if guest.env.backend == "rs" else 70
-    check(len(rows) - skipped >= least, f"conformance {vdev} {options}: only {len(rows) - skipped} of {len(rows)} rows were sent")
+    check(
+        len(rows) - skipped >= least,
+        f"conformance {vdev} {options}: only {len(rows) - skipped} of {len(rows)} rows were sent",
+    )
 
 
 def frontend(guest: Guest, options: str) -> dict:

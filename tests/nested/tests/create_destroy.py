@@ -1,4 +1,5 @@
-"""Guests with ten disks, on all file systems and a device, get no disk's data mixed up, and are destroyed again and again in mid-I/O."""
+"""Guests with ten disks, on all file systems and a device, get no disk's data mixed up, and are destroyed again and
+again in mid-I/O."""
 
 from lib.basics import check, equal, log, wait_for
 from lib.env import FILE_SYSTEMS, Env
@@ -40,13 +41,19 @@ def run(env: Env) -> None:
 
 def all_at_once(guest: Guest, targets: dict[str, str]) -> None:
     """Each disk gets its own text, is read back in the guest, and is looked at in dom0."""
-    guest.sh(f"for d in {' '.join(targets)}; do (yes this is $d | dd of=/dev/$d bs=64k count=24 oflag=direct conv=notrunc "
-             "iflag=fullblock; dd if=/dev/$d bs=64k count=24 iflag=direct | grep -vc \"^this is $d$\" >/tmp/wrong$d) & done; wait",
-             timeout=150)
+    guest.sh(
+        f"for d in {' '.join(targets)}; do (yes this is $d | dd of=/dev/$d bs=64k count=24 oflag=direct conv=notrunc"
+        ' iflag=fullblock; dd if=/dev/$d bs=64k count=24 iflag=direct | grep -vc "^this is $d$" >/tmp/wrong$d) &'
+        " done; wait",
+        timeout=150,
+    )
     # One line is cut off at the end.
     equal(set(guest.sh("cat /tmp/wrong*").split()), {"1"}, "lines read back that belong to another disk")
     for vdev, target in targets.items():
         with open(target, "rb") as file:
             data = file.read(24 << 16)
         line = f"this is {vdev}\n".encode()
-        check(data == (line * (len(data) // len(line) + 1))[:len(data)], f"content of {vdev} from dom0 is not what was written")
+        check(
+            data == (line * (len(data) // len(line) + 1))[: len(data)],
+            f"content of {vdev} from dom0 is not what was written",
+        )

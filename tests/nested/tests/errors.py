@@ -1,4 +1,5 @@
-"""Errors of the storage reach the guest and are counted by operation; what the storage cannot do is answered so that it is not tried again."""
+"""Errors of the storage reach the guest and are counted by operation; what the storage cannot do is answered so that it
+is not tried again."""
 
 from lib.basics import check, equal, read, sh
 from lib.env import Env
@@ -21,7 +22,10 @@ def run(env: Env) -> None:
     good = sh(f"dmsetup table {device}")
     raw = env.raw_device()
     other = env.device(SIZE * 2, 1)
-    sh(f"busybox mkdosfs {other} && mkdir -p {MOUNT} && mount -t vfat {other} {MOUNT} && truncate -s {SIZE}M {MOUNT}/disk")
+    sh(
+        f"busybox mkdosfs {other} && mkdir -p {MOUNT} && mount -t vfat {other} {MOUNT} && truncate -s {SIZE}M"
+        f" {MOUNT}/disk"
+    )
     env.at_end(f"umount {MOUNT}")
     guest = env.guest(env.disk(device, "xvda"), env.disk(f"{MOUNT}/disk", "xvdb"))
     statistics = guest.statistics("xvda")
@@ -38,8 +42,11 @@ def run(env: Env) -> None:
     all_work()
     # Udev looks at many a place, but not at this one.
     bad, end = 5 << 11, 6 << 11
-    env.reload(device, f"0 {bad} linear {raw} 0\n{bad} {end - bad} flakey {raw} {bad} 0 3600\n"
-                       f"{end} {(SIZE << 11) - end} linear {raw} {end}")
+    env.reload(
+        device,
+        f"0 {bad} linear {raw} 0\n{bad} {end - bad} flakey {raw} {bad} 0 3600\n"
+        f"{end} {(SIZE << 11) - end} linear {raw} {end}",
+    )
     for name, way in WAYS.items():
         before = errors()
         done = guest.run(way)
@@ -55,6 +62,10 @@ def run(env: Env) -> None:
     check(int(guest.sh("cat /sys/block/xvdb/queue/discard_max_bytes")) > 0, "the guest cannot discard before")
     guest.sh(WAYS["ds_err"].replace("xvda", "xvdb"))  # which Linux takes for done
     equal(read(f"{guest.statistics('xvdb')}/ds_err").strip(), "1", "discards that failed")
-    equal(int(guest.sh("cat /sys/block/xvdb/queue/discard_max_bytes")), 0, "bytes that the guest would still discard at once")
+    equal(
+        int(guest.sh("cat /sys/block/xvdb/queue/discard_max_bytes")),
+        0,
+        "bytes that the guest would still discard at once",
+    )
     guest.sh("dd if=/dev/zero of=/dev/xvdb bs=64k count=16 oflag=direct conv=notrunc,fsync")
     guest.shutdown()

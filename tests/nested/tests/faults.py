@@ -1,9 +1,10 @@
-"""Whatever can fail does so, one call after the other and at random: there is a reason or no harm, each request ends once, the disk works after.
+"""Whatever can fail does so, one call after the other and at random: there is a reason or no harm, each request ends
+once, the disk works after.
 
-fail-calls.ko has calls of the module fail: allocations, mappings, xenstore, files, submissions. First one call at a time, of each
-function in turn, while a disk is attached, used and detached, while the driver is bound to one that is in use, and while the module
-is loaded; then some of all calls under load. The short form takes one call of each function, the long one all of them.
-"""
+fail-calls.ko has calls of the module fail: allocations, mappings, xenstore, files, submissions. First one call at a
+time, of each function in turn, while a disk is attached, used and detached, while the driver is bound to one that is in
+use, and while the module is loaded; then some of all calls under load. The short form takes one call of each function,
+the long one all of them."""
 
 from __future__ import annotations
 
@@ -26,11 +27,26 @@ LONG = 10
 DRIVER = DRIVERS["rs"]
 LAYOUTS = {"xvda": "--queues 2 --persistent", "xvdb": "--abi x86_32 --ring-order 1"}
 # Calls that there is a way around: requests wait, or take another way. No guest ever hears of them.
-HARMLESS = ("__kmalloc_noprof", "alloc_pages_noprof", "gnttab_alloc_pages", "gnttab_map_refs:no_room",
-            "vfs_iocb_iter_read:not_direct", "vfs_iocb_iter_write:not_direct")
+HARMLESS = (
+    "__kmalloc_noprof",
+    "alloc_pages_noprof",
+    "gnttab_alloc_pages",
+    "gnttab_map_refs:no_room",
+    "vfs_iocb_iter_read:not_direct",
+    "vfs_iocb_iter_write:not_direct",
+)
 # Each that fails is an error of one request, or, of what does several at a time, of some.
-HARMFUL = {"submit_bio": 1, "blkdev_issue_discard": 1, "vfs_iocb_iter_read": 1, "vfs_iocb_iter_write": 1, "rw_verify_area": 1, "vfs_fsync": 1,
-           "vfs_fallocate": 1, "gnttab_map_refs": 64, "gnttab_batch_copy": 64}
+HARMFUL = {
+    "submit_bio": 1,
+    "blkdev_issue_discard": 1,
+    "vfs_iocb_iter_read": 1,
+    "vfs_iocb_iter_write": 1,
+    "rw_verify_area": 1,
+    "vfs_fsync": 1,
+    "vfs_fallocate": 1,
+    "gnttab_map_refs": 64,
+    "gnttab_batch_copy": 64,
+}
 STATES = ("2", "5", "6")  # of a backend that has looked at its disk: InitWait, Closing, Closed
 UNDER_LOAD = {*HARMLESS, *HARMFUL} - {"gnttab_alloc_pages"}  # often enough
 # By the short form; the stock script is asked after the latter, and makes a loop device.
@@ -73,7 +89,11 @@ class Disk(Directories):
         """Until it waits for the frontend; or why it does not."""
         self.forget()
         self.add()
-        wait_for(lambda: self.state() in STATES or "probe" in (self.error() or ""), 20, f"{self.vdev} in InitWait, or a reason")
+        wait_for(
+            lambda: self.state() in STATES or "probe" in (self.error() or ""),
+            20,
+            f"{self.vdev} in InitWait, or a reason",
+        )
         if self.state() != "2" or self.refused():
             return self.because()
         script = self.store.read(f"{self.back}/script") or ""
@@ -83,8 +103,11 @@ class Disk(Directories):
             sh(f"script={script} XENBUS_PATH={self.relative} {script} add")
         else:
             self.ready()
-        wait_for(lambda: self.state() != "2" or "medium: waits" not in self.guest.debug_state(self.vdev), 20,
-                 f"{self.vdev} opened, or a reason")
+        wait_for(
+            lambda: self.state() != "2" or "medium: waits" not in self.guest.debug_state(self.vdev),
+            20,
+            f"{self.vdev} opened, or a reason",
+        )
         return None if self.state() == "2" else self.because()
 
     def because(self) -> str:
@@ -110,7 +133,10 @@ class Disk(Directories):
         self.store.write(f"{self.front}/state", "6")
         wait_for(lambda: self.state() == "6" or self.said(), 20, f"{self.vdev} closed, or a reason")
         if self.by_script:
-            sh(f"script={self.store.read(f'{self.back}/script')} XENBUS_PATH={self.relative} /etc/xen/scripts/block remove")
+            sh(
+                f"script={self.store.read(f'{self.back}/script')} XENBUS_PATH={self.relative} /etc/xen/scripts/block"
+                " remove"
+            )
             self.by_script = False
         self.remove()
         wait_for(lambda: not os.path.exists(f"/sys/bus/xen-backend/devices/{self.name}"), 20, f"{self.name} gone")
@@ -126,10 +152,16 @@ class Disk(Directories):
         self.guest.sh(f"blkif-frontend verify --vdev {self.vdev} --requests 60 --area 1 {LAYOUTS[self.vdev]} 2>&1")
 
 
-def in_turn(env: Env, faults: Faults, what: str, action: Callable[[], str | None], failed_before: dict[str, int],
-            prepare: Callable[[], None] = lambda: None) -> None:
-    """Each call fails that ACTION needs; in the short form only one of each function, unless it has failed before and is called
-    but a few times."""
+def in_turn(
+    env: Env,
+    faults: Faults,
+    what: str,
+    action: Callable[[], str | None],
+    failed_before: dict[str, int],
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
+    """Each call fails that ACTION needs; in the short form only one of each function, unless it has failed before and
+    is called but a few times."""
     prepare()
     before = faults.calls()
     equal(action(), None, f"{what} without a fault")
@@ -137,9 +169,11 @@ def in_turn(env: Env, faults: Faults, what: str, action: Callable[[], str | None
     log(f"{what}: calls {needed}")
     for name, calls in needed.items():
         times = failed_before[name] = failed_before.get(name, -1) + 1
-        if not env.long() and (name in LEFT_OUT or times and calls < MANY_CALLS):
+        if not env.long() and (name in LEFT_OUT or (times and calls < MANY_CALLS)):
             continue
-        for nth in range(1, calls + 1) if env.long() and name not in UNDER_LOAD else [1 + round((calls - 1) * PLACES[times])]:
+        for nth in (
+            range(1, calls + 1) if env.long() and name not in UNDER_LOAD else [1 + round((calls - 1) * PLACES[times])]
+        ):
             prepare()
             with faults.one([name], nth) as failed:
                 why = action()
@@ -212,8 +246,11 @@ class Bound:
 
 def start(disk: Disk, options: str) -> None:
     """Has a program in the guest work on a disk, and check what it reads."""
-    disk.guest.sh(f"rm -f /tmp/stop /tmp/{disk.vdev}.*; {{ blkif-frontend verify --vdev {disk.vdev} --requests {MANY} --until /tmp/stop --area 2 "
-                  f"--json /tmp/{disk.vdev}.json {LAYOUTS[disk.vdev]} {options} >/tmp/{disk.vdev}.out 2>&1; echo $? >/tmp/{disk.vdev}.end; }} &")
+    disk.guest.sh(
+        f"rm -f /tmp/stop /tmp/{disk.vdev}.*; {{ blkif-frontend verify --vdev {disk.vdev} --requests {MANY} --until"
+        f" /tmp/stop --area 2 --json /tmp/{disk.vdev}.json {LAYOUTS[disk.vdev]} {options} >/tmp/{disk.vdev}.out 2>&1;"
+        f" echo $? >/tmp/{disk.vdev}.end; }} &"
+    )
 
 
 def stop(disk: Disk) -> int:
@@ -257,8 +294,15 @@ def under_load(env: Env, faults: Faults, disks: list[Disk], seed: int) -> None:
     equal(verify(HARMLESS, 300)[0], 0, "requests that failed though there was a way around")
     before = sum(statistics(disk, errors) for disk in disks)
     requests, calls = verify(HARMFUL, 200)
-    equal(sum(statistics(disk, errors) for disk in disks) - before, requests, "requests that failed, as dom0 and as the guest has counted them")
-    check(0 < requests <= sum(HARMFUL[name] * number for name, number in calls.items()), f"{requests} requests failed for {calls}")
+    equal(
+        sum(statistics(disk, errors) for disk in disks) - before,
+        requests,
+        "requests that failed, as dom0 and as the guest has counted them",
+    )
+    check(
+        0 < requests <= sum(HARMFUL[name] * number for name, number in calls.items()),
+        f"{requests} requests failed for {calls}",
+    )
     for disk in disks:
         disk.verify()
         disk.detach()
@@ -279,7 +323,8 @@ def run(env: Env) -> None:
     guest = env.guest(frontend=True)
     disks = [Disk(env, guest, env.file("ext4", "disk", 8 << 20), "xvda"), Disk(env, guest, env.device(8), "xvdb")]
     in_turn(env, faults, "load", loads, {})
-    # The kernel keeps the threads that its workqueues need for this, and the stock script's loop devices, which at_random may have.
+    # The kernel keeps the threads that its workqueues need for this, and the stock script's loop devices, which
+    # at_random may have.
     under_load(env, faults, disks, 0)
     sh(f"losetup -d $(losetup -f --show {disks[0].target}); udevadm settle")
     memory, before = used(), handles() | {"mapped grants": mapped(guest.domid)}

@@ -1,4 +1,5 @@
-"""A running guest's file is replaced or deleted, and its file system becomes read-only: what the guest has goes on, and nothing is lost."""
+"""A running guest's file is replaced or deleted, and its file system becomes read-only: what the guest has goes on, and
+nothing is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ def run(env: Env) -> None:
     # Not read-only while a guest can write.
     guest.keep_verifying("xvda")
     done = command("mount", "-o", "remount,ro", str(MOUNT))
-    check(done.returncode and "busy" in done.stderr, f"remount,ro under a guest that writes: [{done.returncode}] {done.stderr.strip()}")
+    check(
+        done.returncode and "busy" in done.stderr,
+        f"remount,ro under a guest that writes: [{done.returncode}] {done.stderr.strip()}",
+    )
 
     # Replaced: the guest goes on with the file that it has, and the new one is what a new disk gets.
     old = guest.sh(PART.format("xvda"))
@@ -49,7 +53,11 @@ def run(env: Env) -> None:
     image.unlink()
     guest.stop_verifying("xvdc")
     check(free() < before + SPARE, "the space of a file in use was given back")
-    equal(guest.sh(PART.format("xvdc")).split()[0], sh(f"head -c {4 << 20} /dev/zero | md5sum").split()[0], "the file that was deleted")
+    equal(
+        guest.sh(PART.format("xvdc")).split()[0],
+        sh(f"head -c {4 << 20} /dev/zero | md5sum").split()[0],
+        "the file that was deleted",
+    )
     gives_back(guest, "xvdc")
 
     # Read-only while a guest reads.

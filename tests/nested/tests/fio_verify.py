@@ -1,4 +1,5 @@
-"""fio with checksums in every block, 512 bytes to 1 MiB, one and many in flight, on files of all file systems and on a device."""
+"""fio with checksums in every block, 512 bytes to 1 MiB, one and many in flight, on files of all file systems and on a
+device."""
 
 from lib.basics import log
 from lib.env import FILE_SYSTEMS, Env
@@ -23,11 +24,13 @@ def fio(guest: Guest, vdev: str, timeout: float = 150) -> None:
     """All JOBS on one disk, each in its own part of it."""
     offset = 0
     for pattern, size, sizes, depth in JOBS:
-        guest.sh(f"fio --name=v --filename=/dev/{vdev} --rw={pattern} --offset={offset}m --size={size} {sizes}"
-                 f" --iodepth={depth} --ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1"
-                 f" --verify_dump=0 --randseed={depth + offset} --thread --minimal >/tmp/fio 2>&1"
-                 " || { tail -c 1500 /tmp/fio; exit 1; }",
-                 timeout)
+        guest.sh(
+            f"fio --name=v --filename=/dev/{vdev} --rw={pattern} --offset={offset}m --size={size} {sizes}"
+            f" --iodepth={depth} --ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1"
+            f" --verify_dump=0 --randseed={depth + offset} --thread --minimal >/tmp/fio 2>&1"
+            " || { tail -c 1500 /tmp/fio; exit 1; }",
+            timeout,
+        )
         offset += int(size[:-1])
 
 

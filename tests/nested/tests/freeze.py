@@ -9,8 +9,10 @@ ESTIMATE = 40
 KINDS = ("ext4", "xfs")
 TIMES = 8
 LONG = 10
-FIO = ("fio --filename=/dev/{0} --ioengine=libaio --direct=1 --bs=4k --time_based --runtime=1000 --size=8m "
-       "--name=w --rw=randwrite --iodepth=12 --name=r --rw=randread --iodepth=2 >/tmp/{0} 2>&1 & echo $! >/tmp/{0}.pid")
+FIO = (
+    "fio --filename=/dev/{0} --ioengine=libaio --direct=1 --bs=4k --time_based --runtime=1000 --size=8m "
+    "--name=w --rw=randwrite --iodepth=12 --name=r --rw=randread --iodepth=2 >/tmp/{0} 2>&1 & echo $! >/tmp/{0}.pid"
+)
 
 
 def run(env: Env) -> None:
@@ -35,7 +37,9 @@ def run(env: Env) -> None:
             check(done("wr_req") <= writes + 12, f"{done('wr_req') - writes} writes to a file on {kind} that is frozen")
             sh(f"fsfreeze -u {mount}")
         log(f"{kind}: frozen {env.count(TIMES)} times; {done('rd_req')} reads, {done('wr_req')} writes")
-        text = guest.sh(f"kill -INT $(cat /tmp/{vdev}.pid); while kill -0 $(cat /tmp/{vdev}.pid) 2>/dev/null; do sleep 0.1; done; "
-                        f"grep err= /tmp/{vdev}")
+        text = guest.sh(
+            f"kill -INT $(cat /tmp/{vdev}.pid); while kill -0 $(cat /tmp/{vdev}.pid) 2>/dev/null; do sleep 0.1; done; "
+            f"grep err= /tmp/{vdev}"
+        )
         equal(text.count("err= 0"), 2, f"jobs without an error, of {text}")
     guest.shutdown()

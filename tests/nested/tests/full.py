@@ -1,4 +1,5 @@
-"""A file system that runs full under a sparse file: the write that finds no room fails, and works when there is room again."""
+"""A file system that runs full under a sparse file: the write that finds no room fails, and works when there is room
+again."""
 
 from lib.basics import check, log, sh
 from lib.env import Env

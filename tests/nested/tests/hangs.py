@@ -1,9 +1,9 @@
-"""Storage hangs while its disks are unbound, bound, quiesced, detached, removed and destroyed, at the same time and in any order.
+"""Storage hangs while its disks are unbound, bound, quiesced, detached, removed and destroyed, at the same time and in
+any order.
 
-Disks of another guest come and go meanwhile in their usual time, files of the hung ones can be read, and when the storage is
-back no request has been lost and nothing is left. The storage is a device that is suspended, a file of a FUSE daemon that is
-stopped, and a file of an NFS server that is gone.
-"""
+Disks of another guest come and go meanwhile in their usual time, files of the hung ones can be read, and when the
+storage is back no request has been lost and nothing is left. The storage is a device that is suspended, a file of a
+FUSE daemon that is stopped, and a file of an NFS server that is gone."""
 
 from __future__ import annotations
 
@@ -49,14 +49,18 @@ def device(env: Env) -> Storage:
     back = f"dmsetup resume {raw}; dmsetup resume {below}"
     env.at_end(back)
     targets = files(MOUNT)
-    return Storage("device", [raw, *targets[1:]], f"for d in {raw} {below}; do dmsetup suspend --noflush --nolockfs $d; done", back)
+    return Storage(
+        "device", [raw, *targets[1:]], f"for d in {raw} {below}; do dmsetup suspend --noflush --nolockfs $d; done", back
+    )
 
 
 def fuse(env: Env) -> Storage:
     image, said = env.file("ext4", "fuse.img", 64 << 20), Path("/run/hangs-fuse.log")
     sh(f"mkfs.ext4 -q -F {image}; mkdir -p {FUSE}; modprobe -q fuse || true")
     with said.open("w") as output:
-        daemon = subprocess.Popen(["fuse2fs", "-f", "-o", "fakeroot", str(image), str(FUSE)], stdout=output, stderr=output)
+        daemon = subprocess.Popen(
+            ["fuse2fs", "-f", "-o", "fakeroot", str(image), str(FUSE)], stdout=output, stderr=output
+        )
     wait_for(lambda: os.path.ismount(FUSE) or daemon.poll() is not None, 20, f"{FUSE} mounted")
     check(os.path.ismount(FUSE), f"fuse2fs has ended with {daemon.poll()}: {said.read_text()}")
     env.at_end(f"pkill -CONT -x fuse2fs; umount -l {FUSE}")
@@ -69,8 +73,11 @@ def nfs(env: Env) -> Storage:
     start_server = "rpc.nfsd -N 4 2"
     sh("busybox ip link set lo up; mkdir -p /run/rpcbind; modprobe nfsd; mount -t nfsd nfsd /proc/fs/nfsd; rpcbind -w")
     env.at_end("pkill -x rpc.mountd; pkill -x rpcbind; umount /proc/fs/nfsd")
-    sh(f"mkdir -p {shared} {NFS}; exportfs -o rw,no_root_squash,no_subtree_check,insecure 127.0.0.1:{shared}; {start_server}; rpc.mountd -N 4; "
-       f"mount -t nfs -o vers=3,nolock,tcp,hard,timeo=10,retrans=1 127.0.0.1:{shared} {NFS}")
+    sh(
+        f"mkdir -p {shared} {NFS}; exportfs -o rw,no_root_squash,no_subtree_check,insecure 127.0.0.1:{shared};"
+        f" {start_server}; rpc.mountd -N 4; mount -t nfs -o vers=3,nolock,tcp,hard,timeo=10,retrans=1"
+        f" 127.0.0.1:{shared} {NFS}"
+    )
     env.at_end(f"umount {NFS}; rpc.nfsd 0; exportfs -au")
     env.at_end(start_server)  # before the umount, which wants to talk to it
     return Storage("nfs", files(NFS), "rpc.nfsd 0", start_server)
@@ -104,7 +111,10 @@ def actions(env: Env, guest: Guest) -> dict[str, Callable[[str], subprocess.Pope
 def write(guest: Guest, vdevs: tuple[str, ...] = VDEVS) -> None:
     """A request for each disk, whose end the guest writes down."""
     for vdev in vdevs:
-        guest.sh(f"rm -f /tmp/{vdev}; {{ dd if=/dev/urandom of=/dev/{vdev} bs=4k count=1 seek=7 oflag=direct; echo $? >/tmp/{vdev}; }} >/dev/null 2>&1 &")
+        guest.sh(
+            f"rm -f /tmp/{vdev}; {{ dd if=/dev/urandom of=/dev/{vdev} bs=4k count=1 seek=7 oflag=direct; echo $?"
+            f" >/tmp/{vdev}; }} >/dev/null 2>&1 &"
+        )
         wait_for(lambda: " 1 in flight" in guest.debug_state(vdev), 20, f"a request of {vdev} in flight")
 
 
@@ -138,7 +148,9 @@ def one_guest(env: Env, storage: Storage, rng: random.Random, other: Guest, disk
 
     def others_live() -> None:
         took = come_and_go(other, disk)
-        check(took < 2 * usual + 3 * PACE, f"{storage.name}: another guest's disk took {took:.1f} s, usually {usual:.1f}")
+        check(
+            took < 2 * usual + 3 * PACE, f"{storage.name}: another guest's disk took {took:.1f} s, usually {usual:.1f}"
+        )
 
     # Unbound and bound again: the guest only waits. One that is quiesced goes on when it is told to.
     storage.hang()
@@ -157,7 +169,11 @@ def one_guest(env: Env, storage: Storage, rng: random.Random, other: Guest, disk
     wait_for(lambda: read(quiesce) == "yes", 60, f"{storage.name}: quiesced")
     sh(f"echo 0 >{quiesce}")
     for vdev in VDEVS:
-        guest.sh(f"n=0; until [ -s /tmp/{vdev} ]; do usleep 50000; n=$((n+1)); [ $n -lt $((1800 * XB_PACE)) ] || exit 9; done; read -r r </tmp/{vdev}; exit $r", 120)
+        guest.sh(
+            f"n=0; until [ -s /tmp/{vdev} ]; do usleep 50000; n=$((n+1)); [ $n -lt $((1800 * XB_PACE)) ] || exit 9;"
+            f" done; read -r r </tmp/{vdev}; exit $r",
+            120,
+        )
         guest.sh(f"dd if=/dev/{vdev} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null")  # and it goes on
         guest.check_served(vdev)
 
@@ -173,7 +189,9 @@ def one_guest(env: Env, storage: Storage, rng: random.Random, other: Guest, disk
         time.sleep(rng.choice((0, 0, 0.05, 0.3)))  # not waited for: any order may come
     others_live()
     storage.back()
-    wait_for(lambda: all(process.poll() is not None for process in processes), 60, f"{storage.name}: all commands to end")
+    wait_for(
+        lambda: all(process.poll() is not None for process in processes), 60, f"{storage.name}: all commands to end"
+    )
     nodes = f"/local/domain/0/backend/vbd/{guest.domid}"
     guest.gone(60)
     sh(f"xenstore-rm {nodes} 2>/dev/null || true")  # of disks that had no driver when the toolstack asked them to go

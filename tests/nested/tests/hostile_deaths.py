@@ -1,4 +1,5 @@
-"""A guest loses its disks by a state that is none, or dies, while its rings are full and storage is slow: nothing is left of it."""
+"""A guest loses its disks by a state that is none, or dies, while its rings are full and storage is slow: nothing is
+left of it."""
 
 from lib.attacks import deaths
 from lib.env import Env

@@ -1,4 +1,5 @@
-"""A guest fills rings, segments and grants with what may hurt: only its own requests fail, its neighbour's data are right."""
+"""A guest fills rings, segments and grants with what may hurt: only its own requests fail, its neighbour's data are
+right."""
 
 from lib.attacks import rings
 from lib.env import Env

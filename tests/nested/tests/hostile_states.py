@@ -1,4 +1,5 @@
-"""A guest connects and disconnects at the wrong moment, with requests in flight and on slow storage, and with rings that are none."""
+"""A guest connects and disconnects at the wrong moment, with requests in flight and on slow storage, and with rings
+that are none."""
 
 from lib.attacks import states
 from lib.env import Env

@@ -1,4 +1,5 @@
-"""A guest sends events, requests and writes to xenstore as fast as it can: its neighbour keeps its share, and other disks come and go."""
+"""A guest sends events, requests and writes to xenstore as fast as it can: its neighbour keeps its share, and other
+disks come and go."""
 
 from lib.attacks import storms
 from lib.env import Env

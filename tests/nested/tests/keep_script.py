@@ -23,8 +23,13 @@ def run(env: Env) -> None:
     # The stock script finds no other guest: see the test refused.
     second = env.guest(memory=128)
     second.try_attach(env.disk(image, "xvdb"))
-    wait_for(lambda: any(f"{image}: already in use by guest {guest.domid} for writing" in line for line in env.kernel_log.lines()), 15,
-             "the file refused")
+    wait_for(
+        lambda: any(
+            f"{image}: already in use by guest {guest.domid} for writing" in line for line in env.kernel_log.lines()
+        ),
+        15,
+        "the file refused",
+    )
     check(second.run("[ -e /dev/xvdb ]").code, "another guest has the file, too")
     second.destroy()
 
@@ -49,13 +54,17 @@ def run(env: Env) -> None:
 
 
 def is_handle(guest: Guest, vdev: str, image: Path) -> None:
-    """The file has a loop device, and the guest's data do not go through it; the file's new size is seen without a word to it."""
+    """The file has a loop device, and the guest's data do not go through it; the file's new size is seen without a word
+    to it."""
     loop = sh(f"losetup -n -O NAME -j {image}").strip()
     check(loop, f"{image} has no loop device")
     statistics = Path("/sys/block", Path(loop).name, "stat")
     before = read(statistics)
     check(f"medium: file {image} on" in guest.debug_state(vdev), f"the medium: {guest.debug_state(vdev)}")
-    guest.sh(f"yes through {vdev} | dd of=/dev/{vdev} bs=64k count=16 oflag=direct iflag=fullblock; dd if=/dev/{vdev} of=/dev/null bs=64k count=16 iflag=direct")
+    guest.sh(
+        f"yes through {vdev} | dd of=/dev/{vdev} bs=64k count=16 oflag=direct iflag=fullblock; dd if=/dev/{vdev}"
+        " of=/dev/null bs=64k count=16 iflag=direct"
+    )
     equal(read(statistics), before, f"I/O of {loop}")
     sh(f"truncate -s {2 * SIZE} {image}")
     guest.wait_size(vdev, 2 * SIZE // 512)

@@ -1,8 +1,9 @@
-"""What a guest has flushed is there wherever the power goes: writes below its disks are recorded, and cut off at every flush.
+"""What a guest has flushed is there wherever the power goes: writes below its disks are recorded, and cut off at every
+flush.
 
 dm-log-writes records what has reached the drive's cache between two flushes. The record is played up to each flush and
-each mark, as a drive would be found after a cut there; a mark says which of the guest's flushes had been answered by then.
-The disks are sparse files on ext4 and XFS, which write their journals only every five minutes here, and a device.
+each mark, as a drive would be found after a cut there; a mark says which of the guest's flushes had been answered by
+then. The disks are sparse files on ext4 and XFS, which write their journals only every five minutes here, and a device.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Disk:
         with open(self.data, "rb") as file:
             self.before = file.read()
         self.name = f"xbw{number}"
-        sh(f"dmsetup create {self.name} --table '0 {len(self.before) // SECTOR} log-writes {self.data} {self.record}'; udevadm settle")
+        sh(
+            f"dmsetup create {self.name} --table '0 {len(self.before) // SECTOR} log-writes {self.data} {self.record}';"
+            " udevadm settle"
+        )
         env.at_end(f"! dmsetup info {self.name} >/dev/null 2>&1 || dmsetup remove --retry {self.name}")
         self.target: str | Path = f"/dev/mapper/{self.name}"
         if kind != "device":
@@ -71,8 +75,11 @@ class Disk:
     def round(self, guest: Guest, number: int, rng: random.Random) -> None:
         """Some writes and a flush; when the guest has its answer, a mark."""
         blocks = rng.sample(range(BLOCKS), WRITES)
-        writes = "; ".join(f"yes {text(block, number)} | dd of=/dev/{self.vdev} bs={BLOCK} count=1 seek={self.place(block) // BLOCK}"
-                           " oflag=direct iflag=fullblock" for block in blocks)
+        writes = "; ".join(
+            f"yes {text(block, number)} | dd of=/dev/{self.vdev} bs={BLOCK} count=1 seek={self.place(block) // BLOCK}"
+            " oflag=direct iflag=fullblock"
+            for block in blocks
+        )
         guest.sh(f"set -e; {{ {writes}; dd if=/dev/null of=/dev/{self.vdev} conv=notrunc,fsync; }} 2>/dev/null")
         for block in blocks:
             self.written.setdefault(block, []).append(number)
@@ -83,23 +90,29 @@ class Disk:
         sh(f"dmsetup message {self.name} 0 mark {number}")
 
     def states(self) -> Iterator[tuple[str, int, bytearray]]:
-        """Plays the record: where the power goes, the last round that the guest knew to be flushed, and what is on the drive."""
+        """Plays the record: where the power goes, the last round that the guest knew to be flushed, and what is on the
+        drive."""
         state, known = bytearray(self.before), -1
         with open(self.record, "rb") as file:
             magic, version, entries, size = struct.unpack("<QQQI", file.read(SECTOR)[:28])
-            check((magic, version, size) == (MAGIC, 1, SECTOR), f"{self.kind}: the record begins with {magic:#x}, {version}, {size}")
+            check(
+                (magic, version, size) == (MAGIC, 1, SECTOR),
+                f"{self.kind}: the record begins with {magic:#x}, {version}, {size}",
+            )
             for entry in range(entries):
                 header = file.read(SECTOR)
                 sector, sectors, flags, length = struct.unpack("<QQQQ", header[:32])
                 if flags & MARK:
-                    mark = header[32:32 + length].rstrip(b"\0").decode()
+                    mark = header[32 : 32 + length].rstrip(b"\0").decode()
                     if not mark.isdigit():  # the recorder's own, at its end
                         continue
                     known = int(mark)
                     yield f"mark {mark}", known, state
                     continue
                 at = sector * SECTOR
-                state[at:at + sectors * SECTOR] = bytes(sectors * SECTOR) if flags & DISCARD else file.read(sectors * SECTOR)
+                state[at : at + sectors * SECTOR] = (
+                    bytes(sectors * SECTOR) if flags & DISCARD else file.read(sectors * SECTOR)
+                )
                 if flags & FLUSH and known >= 0:
                     yield f"flush, entry {entry}", known, state
         check(known == max(map(max, self.written.values())), f"{self.kind}: the record ends with mark {known}")
@@ -126,8 +139,11 @@ class Disk:
                 data = file.read(BLOCK)
                 flushed = max((number for number in rounds if number <= known), default=0)
                 allowed = [number for number in rounds if number >= flushed] + ([] if flushed else [0])
-                check(any(data == content(block, number) for number in allowed),
-                      f"{self.kind}: power cut at {where}: block {block} has {data[:24]!r}, written in rounds {rounds}, flushed to round {known}")
+                check(
+                    any(data == content(block, number) for number in allowed),
+                    f"{self.kind}: power cut at {where}: block {block} has {data[:24]!r}, written in rounds {rounds},"
+                    f" flushed to round {known}",
+                )
 
 
 def text(block: int, number: int) -> str:

@@ -1,4 +1,5 @@
-"""The medium in a CD drive of a PV guest is changed and taken out by a changed `params` node, which no other backend follows."""
+"""The medium in a CD drive of a PV guest is changed and taken out by a changed `params` node, which no other backend
+follows."""
 
 from lib.basics import check, equal, log, sh, wait_for
 from lib.env import Env, md5
@@ -11,7 +12,10 @@ ESTIMATE = 25
 
 def run(env: Env) -> None:
     discs = [env.file("ext4", f"disc{number}", (number + 1) << 20, fill=f"disc {number}") for number in range(3)]
-    guest = env.guest(env.disk(env.file("ext4", "disk", 8 << 20), "xvda"), f"format=raw,vdev=xvdc,access=r,devtype=cdrom,target={discs[0]}")
+    guest = env.guest(
+        env.disk(env.file("ext4", "disk", 8 << 20), "xvda"),
+        f"format=raw,vdev=xvdc,access=r,devtype=cdrom,target={discs[0]}",
+    )
     node = f"{guest.backend('xvdc')}/params"
 
     def holds(number: int) -> None:
@@ -34,9 +38,11 @@ def run(env: Env) -> None:
     # What cannot be put in leaves in what there is, and says so.
     for bad, words in (("/mnt/scratch/ext4/none", "no such file"), ("/mnt/scratch/ext4", "only a regular file")):
         env.store.write(node, bad)
-        wait_for(lambda words=words: any(words in line for line in env.kernel_log.lines()), 10, f"the log to say {words!r}")
+        wait_for(
+            lambda words=words: any(words in line for line in env.kernel_log.lines()), 10, f"the log to say {words!r}"
+        )
         holds(1)
-    log(f"error node: {env.store.read('/local/domain/0/error/backend/vbd/%d/51744/error' % guest.domid)}")
+    log(f"error node: {env.store.read(f'/local/domain/0/error/backend/vbd/{guest.domid}/51744/error')}")
     # A disk that is no drive keeps what it has.
     env.store.write(f"{guest.backend('xvda')}/params", str(discs[0]))
     guest.sh("dd if=/dev/zero of=/dev/xvda bs=1M count=8 oflag=direct && [ $(blockdev --getsz /dev/xvda) -eq 16384 ]")

@@ -1,9 +1,9 @@
-"""A file is the one that xl sees: a relative path is one of xl's directory, and in a mount namespace of its own xl gets no other file.
+"""A file is the one that xl sees: a relative path is one of xl's directory, and in a mount namespace of its own xl gets
+no other file.
 
-The stock script removes its loop device only where it finds the file under the name that it was made for. So each disk is
-detached from where it was attached, as by an administrator who works there; from elsewhere the loop device stays, with
-the in-tree driver as with this one.
-"""
+The stock script removes its loop device only where it finds the file under the name that it was made for. So each disk
+is detached from where it was attached, as by an administrator who works there; from elsewhere the loop device stays,
+with the in-tree driver as with this one."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ def run(env: Env) -> None:
     over = f"mount --bind {top}/priv {top}/pub"
     done = attach(over, public, "r")
     if env.backend == "rs":
-        check(done.returncode and f"{public}: the toolstack sees another file" in done.stderr,
-              f"not refused by name: [{done.returncode}] {done.stderr.strip()}")
+        check(
+            done.returncode and f"{public}: the toolstack sees another file" in done.stderr,
+            f"not refused by name: [{done.returncode}] {done.stderr.strip()}",
+        )
         check(guest.run("[ -e /dev/xvdb ]").code, "the guest has a disk")
         # The driver has let go of what it has opened.
         wait_for(lambda: "medium: refused" in guest.debug_state("xvdb"), 10, "the medium given up")

@@ -1,4 +1,5 @@
-"""Frontends that never connect, go through the states in any order, are detached by force or crash in the middle of I/O."""
+"""Frontends that never connect, go through the states in any order, are detached by force or crash in the middle of
+I/O."""
 
 import time
 
@@ -12,16 +13,27 @@ ESTIMATE = 60
 # States that a guest may write, in any order: unexpected, unknown, no number, and the final ones.
 WALKS = ("4", "3 4 3 4", "1 3 1 4 5", "5 1 3", "2 4 2", "7 8", "9 77", "6 1 6 1 3", "5 4 3 2 1", "6")
 # What it may write beside them, one of each in turn; None leaves the node out.
-NODES = {"ring-ref": (None, "0", "8", "99999999", "-1", "x", ""), "event-channel": (None, "0", "7", "1000000", "x"),
-         "ring-page-order": (None, "0", "4", "77"), "multi-queue-num-queues": (None, "1", "0", "64"), "protocol": (None, "x86_32-abi", "vax-abi", "")}
-BUSY = "(while dd if=/dev/{vdev} of=/dev/{vdev} bs=64k conv=notrunc oflag=direct iflag=direct; do :; done) >/dev/null 2>&1 & dd if=/dev/{vdev} of=/dev/null bs=64k count=4 iflag=direct"
+NODES = {
+    "ring-ref": (None, "0", "8", "99999999", "-1", "x", ""),
+    "event-channel": (None, "0", "7", "1000000", "x"),
+    "ring-page-order": (None, "0", "4", "77"),
+    "multi-queue-num-queues": (None, "1", "0", "64"),
+    "protocol": (None, "x86_32-abi", "vax-abi", ""),
+}
+BUSY = (
+    "(while dd if=/dev/{vdev} of=/dev/{vdev} bs=64k conv=notrunc oflag=direct iflag=direct; do :; done) >/dev/null 2>&1"
+    " & dd if=/dev/{vdev} of=/dev/null bs=64k count=4 iflag=direct"
+)
 
 
 def run(env: Env) -> None:
     image = env.file("ext4", "disk", 8 << 20)
     odd = env.guest(env.disk(image, "xvda"), env.disk(env.device(8), "xvdb"), frontend=True)
     healthy = env.guest(env.disk(env.file("ext4", "healthy", 8 << 20), "xvda"))
-    healthy.sh("(while dd if=/dev/xvda of=/dev/null bs=64k count=8 iflag=direct; do usleep 300000; done; touch /tmp/bad) >/dev/null 2>&1 &")
+    healthy.sh(
+        "(while dd if=/dev/xvda of=/dev/null bs=64k count=8 iflag=direct; do usleep 300000; done; touch /tmp/bad)"
+        " >/dev/null 2>&1 &"
+    )
 
     for vdev in ("xvda", "xvdb"):
         front = env.store.read(f"{odd.backend(vdev)}/frontend")
@@ -33,7 +45,11 @@ def run(env: Env) -> None:
                 env.store.write(f"{front}/state", state)
                 # One that is Closed gets an answer, whatever has been before.
                 if state == "6":
-                    wait_for(lambda vdev=vdev: env.store.read(f"{odd.backend(vdev)}/state") == "6", 20, f"{vdev} closed after {states}")
+                    wait_for(
+                        lambda vdev=vdev: env.store.read(f"{odd.backend(vdev)}/state") == "6",
+                        20,
+                        f"{vdev} closed after {states}",
+                    )
             log(f"{vdev}: {states}: backend in {env.store.read(f'{odd.backend(vdev)}/state')}")
         for node in NODES:
             env.store.remove(f"{front}/{node}")
@@ -47,18 +63,29 @@ def run(env: Env) -> None:
     for state, times, answer in (("8", 300, "5"), ("3", 300, "5"), ("6", 1, "6"), ("1", 1, "2")):
         for _ in range(times):
             env.store.write(f"{front}/state", state)
-        wait_for(lambda answer=answer: env.store.read(f"{odd.backend('xvda')}/state") == answer, 20, f"the answer to state {state}")
+        wait_for(
+            lambda answer=answer: env.store.read(f"{odd.backend('xvda')}/state") == answer,
+            20,
+            f"the answer to state {state}",
+        )
         if answer == "5":
             refused_with_a_reason(env, odd, front)
     odd.sh("blkif-frontend conformance --vdev xvda >/tmp/out 2>&1 || { tail -n 5 /tmp/out; exit 1; }", timeout=120)
-    lines = [line for line in env.kernel_log.lines()[before:] if f"/{odd.domid}/51712:" in line or f"vbd-{odd.domid}-51712:" in line]
+    lines = [
+        line
+        for line in env.kernel_log.lines()[before:]
+        if f"/{odd.domid}/51712:" in line or f"vbd-{odd.domid}-51712:" in line
+    ]
     seconds = time.monotonic() - start
     log(f"{len(lines)} lines in {seconds:.0f} s")
     check(len(lines) <= 11 * (seconds / 5 + 2), f"{len(lines)} lines about one disk in {seconds:.0f} s")
 
     def said() -> bool:
         odd.sh("blkif-frontend probe --vdev xvda >/dev/null")  # something to say, when there may be more
-        return any(f"/{odd.domid}/51712: " in line and "messages were left out" in line for line in env.kernel_log.lines()[before:])
+        return any(
+            f"/{odd.domid}/51712: " in line and "messages were left out" in line
+            for line in env.kernel_log.lines()[before:]
+        )
 
     wait_for(said, 30, "the log to say how many messages were left out")
 
@@ -101,7 +128,10 @@ def refused_with_a_reason(env: Env, guest: Guest, front: str) -> None:
         env.store.remove(reason)
         env.store.write(f"{front}/state", state)
         wait_for(lambda answer=answer: env.store.read(f"{backend}/state") == answer, 20, f"the answer to state {state}")
-    check("a state that it cannot be in" in (env.store.read(f"{reason}/error") or ""), "xvda is refused, and nothing says why")
+    check(
+        "a state that it cannot be in" in (env.store.read(f"{reason}/error") or ""),
+        "xvda is refused, and nothing says why",
+    )
 
 
 def force(env: Env, guest: Guest, vdev: str) -> None:

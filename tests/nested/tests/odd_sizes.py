@@ -33,7 +33,11 @@ def run(env: Env) -> None:
             equal(guest.sh(f"md5sum </dev/{vdev}").split()[0], want, f"{vdev} as the guest reads it")
         sector = whole // 512 - 1
         guest.fails(f"dd if=/dev/zero of=/dev/{vdev} bs=512 seek={sector + 1} count=1 oflag=direct")
-        equal(guest.sh(f"dd if=/dev/{vdev} bs=512 skip={sector + 1} iflag=direct 2>/dev/null | wc -c").strip(), "0", "data beyond")
+        equal(
+            guest.sh(f"dd if=/dev/{vdev} bs=512 skip={sector + 1} iflag=direct 2>/dev/null | wc -c").strip(),
+            "0",
+            "data beyond",
+        )
         guest.sh(f"yes {vdev} | dd of=/dev/{vdev} bs=512 seek={sector} count=1 oflag=direct iflag=fullblock")
     check(files["xvdd"].stat().st_blocks <= used + 64, "reading holes filled them")
     guest.shutdown()
@@ -43,10 +47,13 @@ def run(env: Env) -> None:
         equal(files[vdev].stat().st_size, size, f"size of the file of {vdev} afterwards")
         data = files[vdev].read_bytes()
         last = size // 512 * 512 - 512
-        equal(data[last:last + 512], (f"{vdev}\n" * 200).encode()[:512], f"last sector of {vdev}")
+        equal(data[last : last + 512], (f"{vdev}\n" * 200).encode()[:512], f"last sector of {vdev}")
         if vdev != "xvdd":
             check(data[:last] == expected(vdev, size)[:last], f"{vdev}: a sector that was not written has changed")
-            check(data[last + 512:] == expected(vdev, size)[last + 512:], f"{vdev}: the bytes after the last sector have changed")
+            check(
+                data[last + 512 :] == expected(vdev, size)[last + 512 :],
+                f"{vdev}: the bytes after the last sector have changed",
+            )
 
 
 def expected(seed: str, size: int) -> bytes:

@@ -1,4 +1,5 @@
-"""A file that somebody writes to is given to no other writer, by whatever name, whether a guest has it or dom0 itself; xl says who."""
+"""A file that somebody writes to is given to no other writer, by whatever name, whether a guest has it or dom0 itself;
+xl says who."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ MOUNT = "/run/one-writer"
 
 def attach(guest: Guest, target: str | Path, access: str, directory: str | Path = "/") -> tuple[int, str]:
     """xl block-attach in a directory; the exit status and xl's messages."""
-    done = command("sh", "-c", f"cd {directory} && exec xl block-attach {guest.name} format=raw,vdev=xvdb,access={access},target={target}")
+    done = command(
+        "sh",
+        "-c",
+        f"cd {directory} && exec xl block-attach {guest.name} format=raw,vdev=xvdb,access={access},target={target}",
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -47,7 +52,8 @@ def not_served(env: Env, guest: Guest, device: str, words: str) -> None:
 
 
 def partition(image: Path, *parts: tuple[int, int]) -> None:
-    """Writes a partition table of the MBR's kind: where partitions of Linux start, and how long they are, in sectors."""
+    """Writes a partition table of the MBR's kind: where partitions of Linux start, and how long they are, in
+    sectors."""
     entries = b"".join(struct.pack("<4xB3xII", 0x83, *part) for part in parts)
     with image.open("r+b") as file:
         file.write(bytes(446) + entries.ljust(64, b"\0") + b"\x55\xaa")

@@ -11,8 +11,14 @@ from lib.guest import Guest
 BACKENDS = ("rs",)
 TIMEOUT = 120
 ESTIMATE = 25
-IN_TREE = ("feature_persistent", "max_buffer_pages", "max_persistent_grants", "max_queues", "max_ring_page_order",
-           "persistent_grant_unused_seconds")
+IN_TREE = (
+    "feature_persistent",
+    "max_buffer_pages",
+    "max_persistent_grants",
+    "max_queues",
+    "max_ring_page_order",
+    "persistent_grant_unused_seconds",
+)
 NODES = {"max_queues": "multi-queue-max-queues", "max_ring_page_order": "max-ring-page-order"}
 
 
@@ -22,8 +28,9 @@ def values(driver: str) -> dict[str, str]:
 
 
 def moderation(env: Env, guest: Guest) -> None:
-    """A frontend that has many requests to work on, and is what limits the rate, is asked for an event with a later request
-    than the next, unless that is turned off. How long it must work on each to be slower than the backend depends on the host."""
+    """A frontend that has many requests to work on, and is what limits the rate, is asked for an event with a later
+    request than the next, unless that is turned off. How long it must work on each to be slower than the backend
+    depends on the host."""
     sh("modprobe null_blk nr_devices=1 gb=1 && udevadm settle")
     guest.attach(env.disk("/dev/nullb0", "xvda"), wait=False)
     microseconds = cycle((50, 100, 200))
@@ -36,8 +43,11 @@ def moderation(env: Env, guest: Guest) -> None:
 
     wait_for(lambda: asked_ahead(next(microseconds)) > 1, 60, "the backend to ask for an event with a later request")
     env.parameter("moderate_events", "N")
-    equal([asked_ahead(asked[-1]) for _ in range(3)], [1, 1, 1],
-          "requests ahead with which the backend asks for an event without moderation")
+    equal(
+        [asked_ahead(asked[-1]) for _ in range(3)],
+        [1, 1, 1],
+        "requests ahead with which the backend asks for an event without moderation",
+    )
     guest.detach("xvda")
     sh("rmmod null_blk")
 
@@ -49,7 +59,11 @@ def run(env: Env) -> None:
     log(f"ours {ours}, in-tree {theirs}")
     equal(ours["max_queues"], "0", "max_queues, which stands for the number of processors")
     ours["max_queues"] = str(os.cpu_count())
-    equal({name: ours.get(name) for name in IN_TREE}, {name: theirs[name] for name in IN_TREE}, "values of the in-tree driver's parameters")
+    equal(
+        {name: ours.get(name) for name in IN_TREE},
+        {name: theirs[name] for name in IN_TREE},
+        "values of the in-tree driver's parameters",
+    )
 
     guest = env.guest(frontend=True)
     image = env.file("ext4", "disk", 8 << 20)

@@ -1,4 +1,5 @@
-"""A file system that does a part only of what it is asked for: the rest follows, at its place, whatever the request's pages are."""
+"""A file system that does a part only of what it is asked for: the rest follows, at its place, whatever the request's
+pages are."""
 
 import subprocess
 import sys
@@ -25,12 +26,24 @@ def run(env: Env) -> None:
     wait_for(image.exists, 20, "the file system in user space")
     guest = env.guest(env.disk(image))
     for at, size in PIECES:
-        guest.sh(f"dd if=/dev/urandom of=/tmp/data bs={size} count=1 iflag=fullblock 2>/dev/null; "
-                 f"dd if=/tmp/data of=/dev/xvda bs={min(size, 256 << 10)} seek={at} oflag=direct,seek_bytes conv=notrunc 2>/dev/null")
+        guest.sh(
+            f"dd if=/dev/urandom of=/tmp/data bs={size} count=1 iflag=fullblock 2>/dev/null; dd if=/tmp/data"
+            f" of=/dev/xvda bs={min(size, 256 << 10)} seek={at} oflag=direct,seek_bytes conv=notrunc 2>/dev/null"
+        )
         wanted = guest.sh("md5sum </tmp/data").split()[0]
-        equal(sh(f"tail -c +{at + 1} {image} | head -c {size} | md5sum").split()[0], wanted, f"what the guest has written at {at}")
-        equal(guest.sh(f"dd if=/dev/xvda bs={min(size, 256 << 10)} skip={at} count={size} iflag=direct,skip_bytes,count_bytes 2>/dev/null | md5sum").split()[0],
-              wanted, f"what the guest reads at {at}")
+        equal(
+            sh(f"tail -c +{at + 1} {image} | head -c {size} | md5sum").split()[0],
+            wanted,
+            f"what the guest has written at {at}",
+        )
+        equal(
+            guest.sh(
+                f"dd if=/dev/xvda bs={min(size, 256 << 10)} skip={at} count={size} iflag=direct,skip_bytes,count_bytes"
+                " 2>/dev/null | md5sum"
+            ).split()[0],
+            wanted,
+            f"what the guest reads at {at}",
+        )
     guest.shutdown()
     sh(f"umount {MOUNT}")
     reads, writes = map(int, daemon.communicate(timeout=20)[0].split())

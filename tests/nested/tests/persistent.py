@@ -11,15 +11,22 @@ BACKENDS = ("rs", "loop")
 TIMEOUT = 240
 ESTIMATE = 60
 MOST = 64
-LOAD = "fio --name=l --filename=/dev/xvda --rw=randrw --bs=64k --iodepth=16 --ioengine=libaio --direct=1 --size=16m --verify=crc32c --minimal >/tmp/fio"
+LOAD = (
+    "fio --name=l --filename=/dev/xvda --rw=randrw --bs=64k --iodepth=16 --ioengine=libaio --direct=1 --size=16m"
+    " --verify=crc32c --minimal >/tmp/fio"
+)
 TIMES = 15  # that memory is short
 FEW = 12  # ring, console, xenstore and what else there is
 
 
 def in_use(env: Env, guest: Guest) -> None:
-    """Memory is short again and again while grants are in use: they stay, since they would have to be mapped anew at once."""
+    """Memory is short again and again while grants are in use: they stay, since they would have to be mapped anew at
+    once."""
     statistics = guest.statistics("xvda")
-    guest.sh("(while ! [ -e /tmp/stop ]; do dd if=/dev/xvda of=/dev/null bs=64k count=64 iflag=direct; done) >/dev/null 2>&1 &")
+    guest.sh(
+        "(while ! [ -e /tmp/stop ]; do dd if=/dev/xvda of=/dev/null bs=64k count=64 iflag=direct; done) >/dev/null"
+        " 2>&1 &"
+    )
 
     def count(name: str) -> int:
         return int(read(f"{statistics}/{name}"))
@@ -31,7 +38,8 @@ def in_use(env: Env, guest: Guest) -> None:
         sh("echo 2 >/proc/sys/vm/drop_caches")
     more, used = count("pages_mapped") - before, count("pages_persistent") - used
     log(f"memory short {TIMES} times: {more} pages mapped anew, {used} were mapped already")
-    # 16 pages are in use at a time. On a slow host the guest may stand still for a second now and then, and its grants with it.
+    # 16 pages are in use at a time. On a slow host the guest may stand still for a second now and then, and its grants
+    # with it.
     check(more < TIMES * 16 // 2 and used > more, f"{more} pages were mapped anew, {used} were mapped already")
     guest.sh("touch /tmp/stop; while pidof dd; do sleep 0.1; done; rm /tmp/stop")
 
@@ -85,12 +93,15 @@ def run(env: Env) -> None:
     env.parameter("feature_persistent", 0)
     env.parameter("max_queues", 2)
     guest.attach(env.disk(env.file("ext4", "other", 32 << 20), "xvda"))
-    equal(env.store.read(f"{guest.backend('xvda')}/feature-persistent"), "0", "feature-persistent where it is turned off")
+    equal(
+        env.store.read(f"{guest.backend('xvda')}/feature-persistent"), "0", "feature-persistent where it is turned off"
+    )
     guest.sh(LOAD, timeout=90)
     check(mapped(guest.domid) <= FEW, "grants are kept though persistent ones are turned off")
 
     if env.backend == "rs":
-        # The frontend goes by what it was offered: it keeps its queues, and gives up a disk where an unexpected grant stays mapped.
+        # The frontend goes by what it was offered: it keeps its queues, and gives up a disk where an unexpected grant
+        # stays mapped.
         env.parameter("feature_persistent", 1)
         env.parameter("max_queues", 1)
         for act in ("unbind", "bind"):

@@ -35,8 +35,11 @@ def run(env: Env) -> None:
     guest = env.guest(*(env.disk(images[kind], vdevs[kind]) for kind in images), env.disk(device, "xvdd"))
     before = flushes(device)
     for kind, vdev in [*vdevs.items(), ("device", "xvdd")]:
-        writes = "; ".join(f"echo '{text(kind, place)}' | dd of=/dev/{vdev} bs=512 seek={place // 512} conv=sync oflag=direct"
-                           " iflag=fullblock" for place in PLACES)
+        writes = "; ".join(
+            f"echo '{text(kind, place)}' | dd of=/dev/{vdev} bs=512 seek={place // 512} conv=sync oflag=direct"
+            " iflag=fullblock"
+            for place in PLACES
+        )
         guest.sh(f"set -e; {writes}; dd if=/dev/null of=/dev/{vdev} conv=notrunc,fsync")
     after = flushes(device)
     log(f"flushes that reached the drive: {before} -> {after}")
@@ -56,7 +59,10 @@ def after_power_cut(env: Env, state: dict[str, Any]) -> None:
         with open(target, "rb") as file:
             for place in PLACES:
                 file.seek(place)
-                equal(file.read(512).rstrip(b"\0").decode(errors="replace").strip(), text(kind, place),
-                      f"{kind}: what the guest flushed at {place}")
+                equal(
+                    file.read(512).rstrip(b"\0").decode(errors="replace").strip(),
+                    text(kind, place),
+                    f"{kind}: what the guest flushed at {place}",
+                )
     for kind in OPTIONS:
         env.unmount(kind)

@@ -19,8 +19,10 @@ def run(env: Env) -> None:
     env.at_end(f"rm -rf {TREE}")
     shutil.copy(KERNEL, TREE / "boot/vmlinux")
     shutil.copy(RAMDISK, TREE / "boot/initrd")
-    (grub / "grub.cfg").write_text("set default=0\nset timeout=0\nmenuentry 'guest' {\n  set root='(hd0)'\n"
-                                   "  linux /boot/vmlinux console=hvc0 from.grub\n  initrd /boot/initrd\n}\n")
+    (grub / "grub.cfg").write_text(
+        "set default=0\nset timeout=0\nmenuentry 'guest' {\n  set root='(hd0)'\n"
+        "  linux /boot/vmlinux console=hvc0 from.grub\n  initrd /boot/initrd\n}\n"
+    )
     image = env.file("ext4", "bootable", 192 << 20)
     sh(f"mkfs.ext2 -q -F -d {TREE} {image}", timeout=120)
     guest = env.guest(env.disk(image), bootloader="pygrub")

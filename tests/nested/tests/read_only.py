@@ -7,7 +7,9 @@ BACKENDS = ("rs", "loop")  # Debian's qemu refuses read-only disks of PV guests:
 TIMEOUT = 180
 ESTIMATE = 20
 # Succeeds if either kind of write does.
-WRITE = "dd if=/dev/zero of=/dev/{0} bs=4096 count=4 oflag=direct || dd if=/dev/zero of=/dev/{0} bs=512 count=1 conv=fsync"
+WRITE = (
+    "dd if=/dev/zero of=/dev/{0} bs=4096 count=4 oflag=direct || dd if=/dev/zero of=/dev/{0} bs=512 count=1 conv=fsync"
+)
 
 
 def run(env: Env) -> None:
@@ -16,9 +18,9 @@ def run(env: Env) -> None:
     write_pattern(device, 4 << 20, "read only device")
     want = {"xvda": md5(image), "xvdb": md5(device)}
     guest = env.guest(env.disk(image, "xvda", access="r"), env.disk(device, "xvdb", access="r"))
-    for vdev in want:
+    for vdev, sum_of_data in want.items():
         equal(guest.sh(f"blockdev --getro /dev/{vdev}").strip(), "1", f"{vdev} announced as read-only")
-        equal(guest.sh(f"md5sum </dev/{vdev}").split()[0], want[vdev], f"{vdev} as the guest reads it")
+        equal(guest.sh(f"md5sum </dev/{vdev}").split()[0], sum_of_data, f"{vdev} as the guest reads it")
         guest.fails(WRITE.format(vdev))
         guest.fails(f"blockdev --setrw /dev/{vdev}; " + WRITE.format(vdev))
         mode = env.store.read(f"{guest.backend(vdev)}/mode")

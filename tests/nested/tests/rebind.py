@@ -8,11 +8,20 @@ BACKENDS = ("rs", "loop")
 TIMEOUT = 300
 ESTIMATE = 60
 LONG = 10
-LAYOUTS = ("--abi native", "--abi x86_32 --ring-order 2", "--abi native --persistent", "--abi native --queues 2 --ring-order 1 --indirect 32 --persistent")
+LAYOUTS = (
+    "--abi native",
+    "--abi x86_32 --ring-order 2",
+    "--abi native --persistent",
+    "--abi native --queues 2 --ring-order 1 --indirect 32 --persistent",
+)
 SWAPS = 2
-SLOW = min(round(6000 * PACE), 30000)  # milliseconds that a request of the slow device takes: less than our driver waits for another
-FIO = ("fio --name=b --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=2m --iodepth=4 --thinktime=20000 --ioengine=libaio --direct=1"
-       " --verify=crc32c --verify_fatal=1 --thread --minimal")
+SLOW = min(
+    round(6000 * PACE), 30000
+)  # milliseconds that a request of the slow device takes: less than our driver waits for another
+FIO = (
+    "fio --name=b --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=2m --iodepth=4 --thinktime=20000"
+    " --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --thread --minimal"
+)
 
 
 def quiesce(guest: Guest, vdev: str) -> None:
@@ -35,11 +44,20 @@ def bind(guest: Guest, vdev: str, backend: str) -> None:
 def only_its_own(guest: Guest, vdev: str) -> None:
     """A disk that the other driver has is not taken from it, and one that there is not, or that is none, is refused."""
     disk = guest.bus_name(vdev)
-    for name, file, reason in ((disk, "unbind", "No such device"), (disk, "bind", "busy"), ("vbd-0-0", "unbind", "No such device"),
-                               ("vbd-0-0", "bind", "No such device"), (f"console-{guest.domid}-0", "bind", "No such device")):
+    for name, file, reason in (
+        (disk, "unbind", "No such device"),
+        (disk, "bind", "busy"),
+        ("vbd-0-0", "unbind", "No such device"),
+        ("vbd-0-0", "bind", "No such device"),
+        (f"console-{guest.domid}-0", "bind", "No such device"),
+    ):
         done = command("bash", "-c", f"echo {name} >{DRIVERS['rs']}/{file}")
         check(reason in done.stderr, f"echo {name} >{file}: {done.stderr or 'no error'}")
-    equal(guest.env.store.read(f"/local/domain/0/error/backend/console/{guest.domid}/0/error"), None, "what is said of the console")
+    equal(
+        guest.env.store.read(f"/local/domain/0/error/backend/console/{guest.domid}/0/error"),
+        None,
+        "what is said of the console",
+    )
     served(guest, vdev, "loop")
 
 
@@ -59,19 +77,34 @@ def in_flight(env: Env, guest: Guest) -> None:
     """The in-tree driver lets go of a ring only when the requests in flight have ended, some time after the unbind."""
     slow, base = "/dev/mapper/xb9", env.device(8, 2)
     # Only in its middle: udev looks at both ends.
-    sh(f"modprobe -i xen_blkback; printf '0 8192 linear {base} 0\n8192 4096 delay {base} 8192 {SLOW}\n12288 4096 linear {base} 12288\n' | dmsetup create xb9; udevadm settle")
+    sh(
+        f"modprobe -i xen_blkback; printf '0 8192 linear {base} 0\n8192 4096 delay {base} 8192 {SLOW}\n12288 4096"
+        f" linear {base} 12288\n' | dmsetup create xb9; udevadm settle"
+    )
     env.at_end("dmsetup remove --retry xb9")
     guest.attach(env.disk(slow, "xvdc"))
     device = guest.bus_name("xvdc")
     sh(f"echo {device} >{DRIVERS['rs']}/unbind; echo {device} >{DRIVERS['loop']}/bind")
-    wait_for(lambda: env.store.read(f"{guest.backend('xvdc')}/state") == "4", 20, "the slow disk connected to the in-tree driver")
-    guest.sh("{ dd if=/dev/xvdc of=/dev/null bs=4k skip=1024 count=1 iflag=direct; echo $? >/tmp/slow; } >/dev/null 2>&1 &")
-    wait_for(lambda: int(read(f"/sys/bus/xen-backend/devices/{device}/statistics/rd_req", "0")) > 0, 20, "a request in flight")
+    wait_for(
+        lambda: env.store.read(f"{guest.backend('xvdc')}/state") == "4",
+        20,
+        "the slow disk connected to the in-tree driver",
+    )
+    guest.sh(
+        "{ dd if=/dev/xvdc of=/dev/null bs=4k skip=1024 count=1 iflag=direct; echo $? >/tmp/slow; } >/dev/null 2>&1 &"
+    )
+    wait_for(
+        lambda: int(read(f"/sys/bus/xen-backend/devices/{device}/statistics/rd_req", "0")) > 0,
+        20,
+        "a request in flight",
+    )
     sh(f"echo {device} >{DRIVERS['loop']}/unbind; echo {device} >{DRIVERS['rs']}/bind")
     guest.sh("until [ -s /tmp/slow ]; do usleep 50000; done; read -r r </tmp/slow; exit $r")
     guest.sh("dd if=/dev/xvdc of=/dev/null bs=4k count=1 iflag=direct")  # and it goes on
     equal(guest.served_by("xvdc"), DRIVER["rs"], "who serves the slow disk")
-    check(any("waits for the requests of the driver" in line for line in env.kernel_log.lines()), "nothing was in flight")
+    check(
+        any("waits for the requests of the driver" in line for line in env.kernel_log.lines()), "nothing was in flight"
+    )
 
 
 def run(env: Env) -> None:
@@ -85,10 +118,16 @@ def run(env: Env) -> None:
     linux = env.guest(env.disk(env.device(32), "xvda"), env.disk(image, "xvdb"))
     ring = env.guest(env.disk(env.device(32, 1), "xvda"), frontend=True)
     for vdev in ("xvda", "xvdb"):
-        linux.sh(f"{{ while [ ! -e /tmp/stop ]; do {FIO.format(vdev=vdev)} || {{ echo failed; break; }}; done >/tmp/{vdev} 2>&1; touch /tmp/{vdev}.end; }} &")
+        linux.sh(
+            f"{{ while [ ! -e /tmp/stop ]; do {FIO.format(vdev=vdev)} || {{ echo failed; break; }}; done >/tmp/{vdev}"
+            f" 2>&1; touch /tmp/{vdev}.end; }} &"
+        )
 
     for layout in LAYOUTS if env.long() else LAYOUTS[-1:]:
-        ring.sh(f"rm -f /tmp/end /tmp/stop; {{ blkif-frontend verify --requests 1000000 --until /tmp/stop --area 2 --depth 4 {layout} >/tmp/log 2>&1; echo $? >/tmp/end; }} &")
+        ring.sh(
+            "rm -f /tmp/end /tmp/stop; { blkif-frontend verify --requests 1000000 --until /tmp/stop --area 2 --depth"
+            f" 4 {layout} >/tmp/log 2>&1; echo $? >/tmp/end; }} &"
+        )
         wait_for(lambda: env.store.read(f"{ring.backend('xvda')}/state") == "4", 30, f"the frontend with {layout}")
         now = own
         for _ in range(2 * env.count(SWAPS // 2)):
@@ -129,7 +168,10 @@ def run(env: Env) -> None:
 
     linux.sh("touch /tmp/stop")
     for vdev in ("xvda", "xvdb"):
-        text = linux.sh(f"until [ -e /tmp/{vdev}.end ]; do usleep 20000; done; cat /tmp/{vdev}; dmesg | grep -i 'error, dev xvd' || true")
+        text = linux.sh(
+            f"until [ -e /tmp/{vdev}.end ]; do usleep 20000; done; cat /tmp/{vdev}; dmesg | grep -i 'error, dev xvd' ||"
+            " true"
+        )
         check("failed" not in text and "rror" not in text, f"{vdev}: {text}")
         log(f"{vdev}: {text.count(chr(10))} rounds of fio")
     if own == "rs":

@@ -1,4 +1,5 @@
-"""A frontend that dies with requests in flight, as a kernel does that another one replaces, comes back in another layout."""
+"""A frontend that dies with requests in flight, as a kernel does that another one replaces, comes back in another
+layout."""
 
 from lib.basics import check, log, sh, wait_for
 from lib.env import Env
@@ -23,7 +24,7 @@ def run(env: Env) -> None:
     env.parameter("max_queues", 2)
     base = env.device(32)
     slow = "/dev/mapper/xb9"
-    sh(f"dmsetup create xb9 --table \"0 $(blockdev --getsz {base}) delay {base} 0 {DELAY}\" && udevadm settle")
+    sh(f'dmsetup create xb9 --table "0 $(blockdev --getsz {base}) delay {base} 0 {DELAY}" && udevadm settle')
     env.at_end("dmsetup remove --retry xb9")
     guest = env.guest(env.disk(env.file("ext4", "disk", 32 << 20), "xvda"), env.disk(slow, "xvdb"), frontend=True)
     for first, then in zip(LAYOUTS, LAYOUTS[1:] + LAYOUTS[:1]):
@@ -39,7 +40,10 @@ def die(guest: Guest, vdev: str, layout: str) -> None:
     """Loads a disk, and kills the frontend when it does so."""
     store, backend = guest.env.store, guest.backend(vdev)
     check(store.read(f"{backend}/state") != "4", f"{vdev} is connected already")
-    guest.sh(f"blkif-frontend load --vdev {vdev} --depth 16 --reads 50 --area 4 --seconds 1000 {layout} >/tmp/load 2>&1 & echo $! >/tmp/pid")
+    guest.sh(
+        f"blkif-frontend load --vdev {vdev} --depth 16 --reads 50 --area 4 --seconds 1000 {layout} >/tmp/load 2>&1 &"
+        " echo $! >/tmp/pid"
+    )
     wait_for(lambda: store.read(f"{backend}/state") == "4", 30, f"{vdev} connected with {layout}")
     text = guest.sh("kill -9 $(cat /tmp/pid); cat /tmp/load")
     check(not text.strip(), f"{vdev} {layout}: the frontend ended by itself: {text}")

@@ -12,11 +12,21 @@ ESTIMATE = 85
 
 # The words of which one must be in xl's message (in any case of letters). The peer's are those of Debian's script.
 WORDS = {
-    "rs": {"missing": ["no such file", "failed to stat", "does not exist"], "directory": ["directory", "not a", "no suitable"],
-           "immutable": ["permission"], "read-only file system": ["read-only"], "in use": ["in use"], "empty": ["empty"],
-           "write-protected": ["is read-only, and so i will not"]},
-    "loop": {"missing": ["no such file", "failed to stat"], "directory": ["directory", "not a", "no suitable"],
-             "immutable": ["losetup", "denied", "permitted"], "write-protected": ["is read-only, and so i will not"]},
+    "rs": {
+        "missing": ["no such file", "failed to stat", "does not exist"],
+        "directory": ["directory", "not a", "no suitable"],
+        "immutable": ["permission"],
+        "read-only file system": ["read-only"],
+        "in use": ["in use"],
+        "empty": ["empty"],
+        "write-protected": ["is read-only, and so i will not"],
+    },
+    "loop": {
+        "missing": ["no such file", "failed to stat"],
+        "directory": ["directory", "not a", "no suitable"],
+        "immutable": ["losetup", "denied", "permitted"],
+        "write-protected": ["is read-only, and so i will not"],
+    },
 }
 
 
@@ -31,8 +41,14 @@ def run(env: Env) -> None:
         done = guest.try_attach(more + env.disk(target, "xvdb", access=access))
         text = done.stdout + done.stderr
         log(f"{what}: [{done.returncode}] {text.strip()}")
-        check(done.returncode != 0 and text.strip(), f"{what}: xl block-attach ended with {done.returncode} and said {text!r}")
-        check(not words or any(word in text.lower() for word in words), f"{what}: none of {words} in xl's message: {text.strip()}")
+        check(
+            done.returncode != 0 and text.strip(),
+            f"{what}: xl block-attach ended with {done.returncode} and said {text!r}",
+        )
+        check(
+            not words or any(word in text.lower() for word in words),
+            f"{what}: none of {words} in xl's message: {text.strip()}",
+        )
         if env.backends() != before[0]:
             # libxl leaves the directory of a disk that its script refused, whichever script; Debian's complains again.
             command("xl", "block-detach", guest.name, str(vdev_number("xvdb")))
@@ -47,8 +63,8 @@ def run(env: Env) -> None:
         guest.sh("dd if=/dev/xvdb of=/dev/null bs=64k iflag=direct")
 
     def excluded(target: Path, access: str = "w") -> None:
-        """Another guest has the file. The stock script compares device numbers in hexadecimal with those of losetup -a, which
-        are decimal in Debian 13, and so finds nobody."""
+        """Another guest has the file. The stock script compares device numbers in hexadecimal with those of losetup -a,
+        which are decimal in Debian 13, and so finds nobody."""
         if env.backend == "rs":
             refused("in use", target, access=access)
 
@@ -107,7 +123,10 @@ def run(env: Env) -> None:
     other.detach("xvdb")
     if done.returncode == 0:
         sh("umount /mnt")
-    check(env.backend != "rs" or done.returncode != 0, f"mount of a guest's device: [{done.returncode}] {done.stderr.strip()}")
+    check(
+        env.backend != "rs" or done.returncode != 0,
+        f"mount of a guest's device: [{done.returncode}] {done.stderr.strip()}",
+    )
 
     # The same through xl create: no domain stays.
     broken = env.new_guest(env.disk(ext4 / "none", "xvda"))
@@ -116,7 +135,10 @@ def run(env: Env) -> None:
     if env.backend == "rs":
         again = env.new_guest(env.disk(env.file("ext4", "empty", 0), "xvda"))
         done = again.try_create()
-        check(done.returncode != 0 and "empty" in done.stderr, f"xl create with an empty file: {done.returncode} {done.stderr!r}")
+        check(
+            done.returncode != 0 and "empty" in done.stderr,
+            f"xl create with an empty file: {done.returncode} {done.stderr!r}",
+        )
     wait_for(lambda: env.domains() == {holder.domid, other.domid}, 20, "no domain left of a failed xl create")
     holder.destroy()
     other.destroy()

@@ -19,12 +19,24 @@ def run(env: Env) -> None:
     store, stale = env.store, []
     for number in range(ROUNDS):
         vdev = 51728 + 16 * (number % 14)
-        back, front = f"/local/domain/0/backend/vbd/{guest.domid}/{vdev}", f"/local/domain/{guest.domid}/device/vbd/{vdev}"
+        back, front = (
+            f"/local/domain/0/backend/vbd/{guest.domid}/{vdev}",
+            f"/local/domain/{guest.domid}/device/vbd/{vdev}",
+        )
         for node, value in (("backend", back), ("backend-id", "0"), ("state", "1")):
             store.write(f"{front}/{node}", value)
-        for node, value in (("frontend", front), ("frontend-id", str(guest.domid)), ("online", "1"), ("params", str(image)),
-                            ("type", "phy"), ("mode", "w"), ("script", "/etc/xen/scripts/block"), ("dev", "xvdb"),
-                            ("device-type", "disk"), ("state", "1")):
+        for node, value in (
+            ("frontend", front),
+            ("frontend-id", str(guest.domid)),
+            ("online", "1"),
+            ("params", str(image)),
+            ("type", "phy"),
+            ("mode", "w"),
+            ("script", "/etc/xen/scripts/block"),
+            ("dev", "xvdb"),
+            ("device-type", "disk"),
+            ("state", "1"),
+        ):
             store.write(f"{back}/{node}", value)
         time.sleep(rng.uniform(0, 0.06 * PACE))
         store.remove(back)

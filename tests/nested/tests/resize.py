@@ -33,9 +33,15 @@ def run(env: Env) -> None:
 
     resize(LARGE)
     for vdev, target in (("xvda", image), ("xvdb", device)):
-        guest.sh(f"yes new | dd of=/dev/{vdev} bs=1M count=4 seek={LARGE - 4} iflag=fullblock oflag=direct conv=notrunc,fsync")
-        equal(sh(f"dd if={target} bs=1M count=4 skip={LARGE - 4} iflag=direct 2>/dev/null | md5sum"),
-              sh(f"yes new | head -c {4 << 20} | md5sum"), f"what was written to the new end of {vdev}")
+        guest.sh(
+            f"yes new | dd of=/dev/{vdev} bs=1M count=4 seek={LARGE - 4} iflag=fullblock oflag=direct"
+            " conv=notrunc,fsync"
+        )
+        equal(
+            sh(f"dd if={target} bs=1M count=4 skip={LARGE - 4} iflag=direct 2>/dev/null | md5sum"),
+            sh(f"yes new | head -c {4 << 20} | md5sum"),
+            f"what was written to the new end of {vdev}",
+        )
 
     resize(SMALL)
     for vdev in ("xvda", "xvdb"):
@@ -47,7 +53,10 @@ def run(env: Env) -> None:
     if env.backend == "rs":
         image.unlink()  # a loop device would stay behind
     env.reload(device, f"0 {SMALL << 11} error")
-    guest.sh("dd if=/dev/xvda of=/dev/null bs=1M iflag=direct && dd if=/dev/zero of=/dev/xvda bs=1M count=1 oflag=direct conv=notrunc")
+    guest.sh(
+        "dd if=/dev/xvda of=/dev/null bs=1M iflag=direct && dd if=/dev/zero of=/dev/xvda bs=1M count=1 oflag=direct"
+        " conv=notrunc"
+    )
     guest.fails("dd if=/dev/xvdb of=/dev/null bs=1M iflag=direct")
     if env.backend == "rs":
         errors = sh(f"cat {guest.statistics('xvdb')}/rd_err")

@@ -36,7 +36,10 @@ def run(env: Env) -> None:
 
 def refused(env: Env) -> None:
     done = command("rmmod", env.driver)
-    check(done.returncode != 0 and "in use" in done.stderr, f"rmmod while in use: {done.returncode} {done.stderr.strip()!r}")
+    check(
+        done.returncode != 0 and "in use" in done.stderr,
+        f"rmmod while in use: {done.returncode} {done.stderr.strip()!r}",
+    )
     check(env.driver in loaded(), "the module went away while in use")
 
 

@@ -1,4 +1,5 @@
-"""A guest boots with its root file system on a raw file, writes to it, reboots, and dom0 finds the change in the file."""
+"""A guest boots with its root file system on a raw file, writes to it, reboots, and dom0 finds the change in the
+file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,11 @@ ESTIMATE = 20
 TEMPLATE = "/opt/guest/guest-root.img"
 
 
-def boot_from(env: Env, target: str | Path, meanwhile: Callable[[Guest], None] = lambda guest: None, **config: Any) -> None:
-    """Copies the template root to TARGET, boots a guest from it, and does something MEANWHILE; for all kinds of guests."""
+def boot_from(
+    env: Env, target: str | Path, meanwhile: Callable[[Guest], None] = lambda guest: None, **config: Any
+) -> None:
+    """Copies the template root to TARGET, boots a guest from it, and does something MEANWHILE; for all kinds of
+    guests."""
     sh(f"dd if={TEMPLATE} of={target} bs=1M conv=fsync status=none")
     guest = env.guest(env.disk(target), extra="root=/dev/xvda", **config)
     check("/dev/xvda / ext4 rw" in guest.sh("cat /proc/mounts"), "the guest's root is not on its disk")
@@ -25,8 +29,11 @@ def boot_from(env: Env, target: str | Path, meanwhile: Callable[[Guest], None] =
     equal(guest.sh("md5sum </file").split()[0], want, "checksum of the guest's file")
     guest.sh("mount -o remount,ro /")
     guest.shutdown()
-    equal(sh(f"fsck.ext4 -fn {target} >/dev/null && debugfs -R 'cat /file' {target} 2>/dev/null | md5sum").split()[0], want,
-          "checksum of the guest's file, read from dom0")
+    equal(
+        sh(f"fsck.ext4 -fn {target} >/dev/null && debugfs -R 'cat /file' {target} 2>/dev/null | md5sum").split()[0],
+        want,
+        "checksum of the guest's file, read from dom0",
+    )
 
 
 def reboot(guest: Guest) -> None:

@@ -1,4 +1,5 @@
-"""Many disks: attached to several guests at once, idle in one guest, and the first one of a new guest; beside the peers."""
+"""Many disks: attached to several guests at once, idle in one guest, and the first one of a new guest; beside the
+peers."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +15,9 @@ TIMEOUT = 400
 ESTIMATE = 90
 LONG = 8
 PARALLEL = 8  # disks attached in parallel, to several guests
-AT_ONCE = 16  # of them: an xl waits ten seconds for the backend, and more of them starve each other on one emulated processor
+AT_ONCE = (
+    16  # of them: an xl waits ten seconds for the backend, and more of them starve each other on one emulated processor
+)
 IDLE = {"rs": 8, "loop": 2}  # disks of one guest
 MOST_KIB = 100  # of dom0's memory for an idle disk that is connected
 ROUNDS = 2
@@ -55,8 +58,12 @@ def parallel(env: Env) -> None:
     for count in (len(files) // 4, len(files)):
         start = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            attached = pool.map(lambda number: guests[number % len(guests)].try_attach(
-                env.disk(files[number], disk_name(number // len(guests)))), range(count))
+            attached = pool.map(
+                lambda number: guests[number % len(guests)].try_attach(
+                    env.disk(files[number], disk_name(number // len(guests)))
+                ),
+                range(count),
+            )
         for done in attached:
             without_complaint(done)
         for number, guest in enumerate(guests):
@@ -75,8 +82,8 @@ def parallel(env: Env) -> None:
 
 
 def idle(env: Env, name: str) -> float:
-    """The KiB of dom0's memory that a connected disk takes which does nothing. It has no program, so that of programs does
-    not count."""
+    """The KiB of dom0's memory that a connected disk takes which does nothing. It has no program, so that of programs
+    does not count."""
     backend(env, name)
     count = min(env.count(IDLE[name]), 30)
     files = [env.file("ext4", f"i{number}", 1 << 20) for number in range(count + 1)]
@@ -92,7 +99,8 @@ def idle(env: Env, name: str) -> float:
 
 
 def idle_qdisk(env: Env) -> float:
-    """The same for qdisk, which has a process for all disks of a guest: of a guest with disks, beyond what one without takes."""
+    """The same for qdisk, which has a process for all disks of a guest: of a guest with disks, beyond what one without
+    takes."""
     backend(env, "qdisk")
 
     def everything() -> int:

@@ -1,4 +1,5 @@
-"""What one guest can have mapped is bounded: beyond that its requests wait, those of its other disks and of other guests do not."""
+"""What one guest can have mapped is bounded: beyond that its requests wait, those of its other disks and of other
+guests do not."""
 
 import json
 import re
@@ -26,7 +27,9 @@ def load(guest: Guest, words: str) -> None:
 
 
 def begin(guest: Guest, words: str) -> None:
-    guest.sh(f"rm -f /tmp/*.end; {{ blkif-frontend load --timeout 120 {words} >/tmp/load 2>&1; echo $? >/tmp/load.end; }} &")
+    guest.sh(
+        f"rm -f /tmp/*.end; {{ blkif-frontend load --timeout 120 {words} >/tmp/load 2>&1; echo $? >/tmp/load.end; }} &"
+    )
 
 
 def end(guest: Guest) -> None:
@@ -98,8 +101,9 @@ def rings(env: Env, greedy: Guest) -> None:
 
 
 def full(env: Env, greedy: Guest, other: Guest, device: str, most: int) -> None:
-    """Xen itself has no room for another mapping, as when others than us have them: all wait, nobody gets an error. By default
-    Xen has room for MOST = 262,144, which takes minutes; run.py --xen gnttab_max_maptrack_frames=32 makes it 8192."""
+    """Xen itself has no room for another mapping, as when others than us have them: all wait, nobody gets an error. By
+    default Xen has room for MOST = 262,144, which takes minutes; run.py --xen gnttab_max_maptrack_frames=32 makes it
+    8192."""
     files = greedy.device("xvda")
     for name in ("max_guest_mapped_pages", "max_mapped_pages"):
         env.parameter(name, HUGE)
@@ -112,7 +116,9 @@ def full(env: Env, greedy: Guest, other: Guest, device: str, most: int) -> None:
     depth = min(512, most // 4 // 256 + 8)
     waits = int(read(f"{files}/statistics/map_waits"))
     begin(greedy, f"--vdev xvda --queues 4 --ring-order 4 --depth {depth} --own-pages 3 --requests {depth} {LARGE}")
-    wait_for(lambda: int(read(f"{files}/statistics/map_waits")) > waits + 3, 40 + most // 1000, "Xen's table to be full")
+    wait_for(
+        lambda: int(read(f"{files}/statistics/map_waits")) > waits + 3, 40 + most // 1000, "Xen's table to be full"
+    )
     log(f"full after {time.monotonic() - start:.1f} s")
     files = other.device("xvda")
     wait_for(lambda: int(read(f"{files}/statistics/map_waits")) > 0, 60, "another guest to wait, too")

@@ -19,7 +19,8 @@ ESTIMATE = 45
 SIZE = 8 << 20
 HOUR = 3_600_000  # in milliseconds: until there is another table
 NULLB, MOUNT = Path("/sys/kernel/config/nullb"), Path("/mnt/faults")
-# Some blocks one by one, a request each, and more of them at once: several requests, the first of which has all that are bad.
+# Some blocks one by one, a request each, and more of them at once: several requests, the first of which has all that
+# are bad.
 BLOCKS, BAD = 6, (1, 4)
 ONE_BY_ONE = "for n in $(seq 0 {0}); do dd bs=4k count=1 {1} 2>/dev/null || echo $n; done"
 AT_ONCE = "dd if=/dev/{0} of=/tmp/read bs=512k count=1 iflag=direct && md5sum </tmp/read"
@@ -27,7 +28,10 @@ AT_ONCE = "dd if=/dev/{0} of=/tmp/read bs=512k count=1 iflag=direct && md5sum </
 
 def run(env: Env) -> None:
     delayed = env.device(SIZE >> 20)
-    sh("modprobe null_blk nr_devices=0; mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config")
+    sh(
+        "modprobe null_blk nr_devices=0; mountpoint -q /sys/kernel/config || mount -t configfs configfs"
+        " /sys/kernel/config"
+    )
     env.at_end("rmmod null_blk")
     # What XFS needs at least.
     bare, below = null_blk(env, "bare", SIZE >> 20), null_blk(env, "below", 320)
@@ -47,7 +51,11 @@ def run(env: Env) -> None:
 
 def null_blk(env: Env, name: str, megabytes: int) -> str:
     settings = {"size": megabytes, "memory_backed": 1, "power": 1}
-    sh(f"mkdir {NULLB}/{name}; " + "".join(f"echo {value} >{NULLB}/{name}/{key}; " for key, value in settings.items()) + "udevadm settle")
+    sh(
+        f"mkdir {NULLB}/{name}; "
+        + "".join(f"echo {value} >{NULLB}/{name}/{key}; " for key, value in settings.items())
+        + "udevadm settle"
+    )
     env.at_end(f"rmdir {NULLB}/{name}")
     return f"/dev/{name}"
 
@@ -59,7 +67,11 @@ def counts(guest: Guest, vdev: str, *names: str) -> dict[str, int]:
 def go_on(guest: Guest, vdev: str) -> None:
     """Waits until the guest has got further answers."""
     before = counts(guest, vdev, "rd_req", "wr_req")
-    wait_for(lambda: all(now > before[name] + 20 for name, now in counts(guest, vdev, *before).items()), 30, f"requests of {vdev} to go on")
+    wait_for(
+        lambda: all(now > before[name] + 20 for name, now in counts(guest, vdev, *before).items()),
+        30,
+        f"requests of {vdev} to go on",
+    )
 
 
 def slow(env: Env, guest: Guest, device: str) -> None:
@@ -97,7 +109,9 @@ def bad_blocks(guest: Guest, vdev: str, device: str, where: Callable[[int], int]
     failing = [str(block) for block in BAD]
     reads = guest.sh(ONE_BY_ONE.format(BLOCKS - 1, f"if=/dev/{vdev} of=/dev/null skip=$n iflag=direct"))
     equal(reads.split(), failing, f"{vdev}: blocks that cannot be read")
-    writes = guest.sh(ONE_BY_ONE.format(BLOCKS - 1, f"if=/tmp/good of=/dev/{vdev} skip=$n seek=$n oflag=direct conv=notrunc"))
+    writes = guest.sh(
+        ONE_BY_ONE.format(BLOCKS - 1, f"if=/tmp/good of=/dev/{vdev} skip=$n seek=$n oflag=direct conv=notrunc")
+    )
     equal(writes.split(), failing, f"{vdev}: blocks that cannot be written")
     guest.fails(AT_ONCE.format(vdev))
     after = {"rd_err": none["rd_err"] + len(BAD) + 1, "wr_err": none["wr_err"] + len(BAD), "f_err": none["f_err"]}
@@ -120,7 +134,11 @@ def taken_away(env: Env, guest: Guest, bare: str, below: str) -> None:
     for vdev in vdevs:
         guest.stop_verifying(vdev, failed=True)
         # A device that is gone has no sectors, as the guest sees sooner or later; then it gets nothing, and no error.
-        equal(guest.sh(f"dd if=/dev/{vdev} bs=4k count=1 iflag=direct 2>/dev/null | wc -c").strip(), "0", f"{vdev}: bytes read from what is gone")
+        equal(
+            guest.sh(f"dd if=/dev/{vdev} bs=4k count=1 iflag=direct 2>/dev/null | wc -c").strip(),
+            "0",
+            f"{vdev}: bytes read from what is gone",
+        )
         guest.fails(f"dd if=/dev/zero of=/dev/{vdev} bs=4k count=1 oflag=direct conv=notrunc")
     check(all(counts(guest, "xvdc", "rd_err", "wr_err").values()), "no errors were counted")
     go_on(guest, "xvda")
@@ -131,4 +149,7 @@ def taken_away(env: Env, guest: Guest, bare: str, below: str) -> None:
     write_pattern(bare, SIZE, bare)
     guest.attach(env.disk(bare, "xvdb"))
     equal(guest.sh("md5sum </dev/xvdb").split()[0], md5(bare), "what the guest reads from the new device")
-    guest.sh(f"dd if=/tmp/good of=/dev/xvdb bs=512k oflag=direct conv=notrunc && {AT_ONCE.format('xvdb')} && cmp /tmp/read /tmp/good")
+    guest.sh(
+        f"dd if=/tmp/good of=/dev/xvdb bs=512k oflag=direct conv=notrunc && {AT_ONCE.format('xvdb')} && cmp /tmp/read"
+        " /tmp/good"
+    )

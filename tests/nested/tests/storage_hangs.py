@@ -36,7 +36,10 @@ def run(env: Env) -> None:
     except subprocess.TimeoutExpired:
         pass
     took, code = time.monotonic() - start, attach.poll()
-    log(f"attach to another guest: {code} after {took:.1f} s; xenwatch: " + sh("cat /proc/$(pgrep -x xenwatch | head -n 1)/stack"))
+    log(
+        f"attach to another guest: {code} after {took:.1f} s; xenwatch: "
+        + sh("cat /proc/$(pgrep -x xenwatch | head -n 1)/stack")
+    )
     sh(f"dmsetup resume {device}")
     check(code == 0, f"another guest's disk did not come while this one's storage hung ({code} after {took:.1f} s)")
     other.destroy()

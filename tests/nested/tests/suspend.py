@@ -1,5 +1,6 @@
 """Dom0 is suspended: nothing is taken from a guest meanwhile, and everything goes on afterwards."""
 
+import itertools
 import re
 
 from lib import tracing
@@ -23,10 +24,16 @@ def run(env: Env) -> None:
     with tracing.traced(tracing.OURS) as trace:
         sh("echo freeze >/sys/power/state; sleep 1")
     for device in (51712, 51728):
-        times = [float(time) for time in re.findall(rf"(\d+\.\d+): xen_blkback_rs_start: backend/vbd/\d+/{device} ", trace.text)]
+        times = [
+            float(time)
+            for time in re.findall(rf"(\d+\.\d+): xen_blkback_rs_start: backend/vbd/\d+/{device} ", trace.text)
+        ]
         check(len(times) > 10, f"no requests traced: {trace.text[-1000:]}")
-        pause = max(after - before for before, after in zip(times, times[1:]))
+        pause = max(after - before for before, after in itertools.pairwise(times))
         log(f"{device}: {len(times)} requests, the longest pause is {pause:.2f} s")
-        check(pause > DELAY * 0.9, f"requests were taken while dom0's tasks were frozen: the longest pause is {pause:.2f} s")
+        check(
+            pause > DELAY * 0.9,
+            f"requests were taken while dom0's tasks were frozen: the longest pause is {pause:.2f} s",
+        )
     guest.sh("for d in xvda xvdb; do dd if=/dev/zero of=/dev/$d bs=64k count=8 oflag=direct conv=notrunc,fsync; done")
     guest.shutdown()

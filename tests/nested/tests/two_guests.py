@@ -6,8 +6,11 @@ from lib.env import Env
 BACKENDS = ("rs", "loop", "qdisk")
 TIMEOUT = 300
 ESTIMATE = 50
-FIO = "fio --name=v --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=3m --iodepth=8 --ioengine=libaio --direct=1 " \
-      "--verify=md5 --verify_fatal=1 --do_verify=1 --thread --randseed={seed} --minimal >/tmp/{vdev}.log 2>&1; echo $? >/tmp/{vdev}.rc"
+FIO = (
+    "fio --name=v --filename=/dev/{vdev} --rw=randrw --bsrange=4k-64k --size=3m --iodepth=8 --ioengine=libaio"
+    " --direct=1 --verify=md5 --verify_fatal=1 --do_verify=1 --thread --randseed={seed} --minimal >/tmp/{vdev}.log"
+    " 2>&1; echo $? >/tmp/{vdev}.rc"
+)
 
 
 def run(env: Env) -> None:
@@ -19,7 +22,11 @@ def run(env: Env) -> None:
         for vdev in ("xvda", "xvdb"):
             guest.sh(f"({FIO.format(vdev=vdev, seed=number * 2 + (vdev == 'xvdb'))}) &")
     for guest in guests:
-        wait_for(lambda: guest.run("[ -s /tmp/xvda.rc ] && [ -s /tmp/xvdb.rc ]").code == 0, 150, f"fio in {guest.name} to end")
+        wait_for(
+            lambda: guest.run("[ -s /tmp/xvda.rc ] && [ -s /tmp/xvdb.rc ]").code == 0,
+            150,
+            f"fio in {guest.name} to end",
+        )
         guest.sh("for d in xvda xvdb; do [ $(cat /tmp/$d.rc) = 0 ] || { tail -c 1500 /tmp/$d.log; exit 1; }; done")
     guests[0].destroy()
     guests[1].sh("dd if=/dev/xvda of=/dev/null bs=64k iflag=direct")  # the other goes on when one is gone

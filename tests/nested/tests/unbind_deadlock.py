@@ -1,4 +1,5 @@
-"""A disk is unbound while its storage hangs, and the toolstack removes its directory meanwhile: neither waits for the other for ever."""
+"""A disk is unbound while its storage hangs, and the toolstack removes its directory meanwhile: neither waits for the
+other for ever."""
 
 import subprocess
 

@@ -1,7 +1,7 @@
 """A disk's directory is removed in the moment of its unbind: no Xen device waits for another for ever.
 
-xenstored is stopped until both have begun: what each of them then waits for is an answer, and the next step is the race.
-"""
+xenstored is stopped until both have begun: what each of them then waits for is an answer, and the next step is the
+race."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def run(env: Env) -> None:
         said = process.communicate()[1]
         check(not said or "No such device" in said, f"unbind: {said}")
         unbound += not said
-        wait_for(lambda: not os.path.exists(f"/sys/bus/xen-backend/devices/{name}"), 20, f"{name} gone in round {number}")
+        wait_for(
+            lambda: not os.path.exists(f"/sys/bus/xen-backend/devices/{name}"), 20, f"{name} gone in round {number}"
+        )
         disk.remove()
         while os.read(kernel, 4096)[:4] != struct.pack("<I", RM):
             pass

@@ -36,7 +36,7 @@ check-long: ## an hour of fuzzing, the long forms of the tests that have one, th
 check-build-all: module ## build against the newest kernel of another series too
 	@$(XB) check-second
 
-fmt: ## format the Rust sources by the kernel's configuration
+fmt: ## format the sources: Rust by the kernel's configuration, Python by ruff.toml
 	@$(XB) fmt
 
 demo: ## boot Xen and a stock dom0 under QEMU and show guests on the module's disks

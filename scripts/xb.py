@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
         metavar="NAME",
         help=f"only these host checks: {' '.join(check.__name__ for check in checks.CHECKS)}",
     )
-    add("fmt", "format the Rust sources by the kernel's configuration")
+    add("fmt", "format the sources: Rust by the kernel's configuration, Python by ruff.toml")
     add("check-second", "build against the newest kernel of another series too")
     command = add("check-debug", "run the nested tests on a dom0 whose kernel has its instruments on")
     command.add_argument("names", nargs="*", metavar="TEST", help="only these nested tests")
@@ -113,6 +113,7 @@ def main() -> int:
         case "fmt":
             checks.rustfmt(module.target(options.kver, options.kdir), write=True)
             checks.programs_rustfmt(frontend.SOURCE, fuzz.SOURCE, write=True)
+            checks.python_format(write=True)
         case "check-second":
             to = module.target(archive.second_kver(options.kver or archive.default_kver()), None)
             module.build(to)

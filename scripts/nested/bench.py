@@ -41,7 +41,7 @@ PLOT = Path(__file__).with_name("plot.py")
 MEMORY, DOM0_MEMORY = 3072, 1792
 # In the timed mode dom0 and the guest have a processor each, as on a real machine: on a shared one each request costs
 # two switches between them, after which the emulator's tables of pages start empty, and hardly anything else is seen.
-TIMED = {"cpus": 2, "xen": "dom0_max_vcpus=1 dom0_vcpus_pin"}
+TIMED: dict[str, Any] = {"cpus": 2, "xen": "dom0_max_vcpus=1 dom0_vcpus_pin"}
 
 
 def measure(kver: str, mode: str, options: argparse.Namespace) -> list[dict[str, Any]]:

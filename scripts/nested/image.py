@@ -282,10 +282,10 @@ def modules_closure(source: Path, names: tuple[str, ...] | list[str]) -> list[st
     todo = list(names)
     while todo:
         module = todo.pop().replace("-", "_")
-        name = by_name.get(module)
-        if name and name not in found:
+        path = by_name.get(module)
+        if path and path not in found:
             todo += soft.get(module, [])
-            found.update([name, *needs[name]])
+            found.update([path, *needs[path]])
     return sorted(found)
 
 

@@ -164,10 +164,8 @@ class Runner:
         """The next job for a machine; it becomes one of another kind if no machine is left for the jobs that need
         that."""
         with self.lock:
-            for job in self.queue:
-                if job.cpus in (0, self.kinds[number]):
-                    break
-            else:
+            job = next((job for job in self.queue if job.cpus in (0, self.kinds[number])), None)
+            if not job:
                 job = next((job for job in self.queue if job.cpus not in self.kinds), None)
                 self.kinds[number] = job.cpus if job else 0  # else it has ended
             if job:
@@ -303,10 +301,12 @@ def shell(kver: str, backend: str) -> int:
 def execute(kver: str, backend: str, command: str) -> int:
     with Machine(image.ensure(kver), [*module_files(kver, backend), *frontend_files()]) as machine:
         machine.boot()
+        code: int | None = None
         for message in machine.execute(command):
             if "log" in message:
                 print(message["log"], flush=True)
-        return message.get("exit") if message.get("exit") is not None else 1
+            code = message.get("exit")
+        return 1 if code is None else code
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from . import buildroot
 from .common import BUILD, Fail, lock, read_json, step, write_json
@@ -86,7 +87,7 @@ def refresh() -> None:
     _data(0)
 
 
-def _data(max_age: float) -> dict:
+def _data(max_age: float) -> dict[str, Any]:
     data = read_json(CACHE)
     if data and time.time() - data["read"] < max_age and data["mirror"] == buildroot.MIRROR:
         return data
@@ -103,7 +104,7 @@ def _data(max_age: float) -> dict:
         return now
 
 
-def _read() -> dict:
+def _read() -> dict[str, Any]:
     with step("archive: finding the kernels"):
         images = [para for para in _show("^linux-image-[0-9].*-amd64$") if IMAGE.match(para["Package"])]
         headers = {(para["Package"], para["Version"]) for para in _show("^linux-headers-[0-9].*-amd64$")}

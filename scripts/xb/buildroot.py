@@ -32,8 +32,8 @@ PACKAGES = (
     " librust-clap-dev librust-libc-dev librust-serde-json-dev"
     # libFuzzer, for tests/fuzz
     " libclang-rt-dev"
-    # what looks at the scripts and tests
-    " pyflakes3"
+    # what looks at the scripts, tests and texts
+    " mypy shellcheck codespell"
     # the test system: image tools and the emulator
     " qemu-system-x86 e2fsprogs ca-certificates debian-archive-keyring"
 ).split()
@@ -130,7 +130,7 @@ def host_tools() -> None:
     with lock("host"):
         missing = _missing_on_host()
         if missing:
-            _install_on_host(missing)
+            install_on_host(missing)
 
 
 def _missing_on_host() -> list[str]:
@@ -138,7 +138,8 @@ def _missing_on_host() -> list[str]:
     return missing if HOST_KEYRING.exists() else [*missing, "debian-archive-keyring"]
 
 
-def _install_on_host(missing: list[str]) -> None:
+def install_on_host(missing: list[str]) -> None:
+    """Packages of the host itself. Call it under a lock."""
     if not shutil.which("apt-get"):
         raise Fail(f"this host lacks {' '.join(missing)} and has no apt-get to install them with; install them by hand")
     with step(f"host: apt-get install {' '.join(missing)}"):

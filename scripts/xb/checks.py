@@ -14,8 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import archive, buildroot, failcalls, frontend, fuzz, imports, module, mutate
+from . import archive, buildroot, failcalls, frontend, fuzz, imports, module, mutate, ruff
 from .common import BUILD, LOGS, TOP, Fail, rel, sources, step, tail
+
+# A check raises Fail, or yields its tests with what is wrong with each.
+Check = Callable[..., Iterator[tuple[str, str]] | None]
 
 RUST_DIRS = ("blkback", "rust-bindings")
 SAFE_DIR = "blkback"
@@ -257,17 +260,40 @@ def checkpatch(to: module.Target) -> None:
 
 
 def python(to: module.Target | None = None) -> None:
-    """Every Python file compiles, for the oldest Python that we promise, knows what it uses, and uses what it
-    imports."""
-    files = [path for path in sources(TOP, ["scripts", "tests"]) if path.suffix == ".py"]
-    for path in files:
-        try:
-            compile(path.read_text(), str(path), "exec")
-        except SyntaxError as error:
-            raise Fail(f"{rel(path)}:{error.lineno}: {error.msg}") from None
-    done = buildroot.run(["python3", "-m", "pyflakes", *map(rel, files)], capture=True, check=False)
-    if done.returncode:
-        raise Fail(done.stdout + done.stderr)
+    """The Python of scripts/ and tests/ is formatted, has no fault that ruff knows, and its types hold."""
+    python_format()
+    ruff.run("check", "--output-format", "concise", ".")
+    mypy = ["mypy", "--config-file", str(TOP / "mypy.ini")]
+    nested = TOP / "tests/nested"
+    scripts = TOP / "scripts"
+    path = {"MYPYPATH": "nested:."}
+    buildroot.run([*mypy, "xb", "nested"], cwd=scripts, env=path, log="mypy-scripts")
+    # xb.py, as a file, would be a second module of the package's name.
+    buildroot.run([*mypy, "-c", (scripts / "xb.py").read_text()], cwd=scripts, env=path, log="mypy-xb")
+    buildroot.run([*mypy, "lib", "tests", "dom0"], cwd=nested, log="mypy-tests")
+
+
+def python_format(*, write: bool = False) -> None:
+    """How the Python looks, by ruff.toml; write=True is `make fmt`."""
+    if write:
+        ruff.run("check", "--select", "I", "--fix", ".")
+    ruff.run("format", *(() if write else ("--diff",)), ".")
+
+
+def shell(to: module.Target | None = None) -> None:
+    """shellcheck has nothing to say about the scripts in shell."""
+    places = [entry.name for entry in TOP.iterdir() if entry.name not in (BUILD.name, ".git")]
+    files = [path for path in sources(TOP, places) if re.match(rb"#!.*\b(?:ba|da)?sh\b", path.read_bytes()[:80])]
+    if not files:
+        raise Fail("found no shell script")
+    buildroot.run(["shellcheck", "--color=never", *map(rel, files)], log="shellcheck")
+
+
+def spelling(to: module.Target | None = None) -> None:
+    """codespell knows no misspelt word in any text."""
+    skip = "./build,./.git,*.json,*.svg"
+    words = ["--ignore-words", str(TOP / "scripts/codespell.txt")]
+    buildroot.run(["codespell", "--check-hidden", "--skip", skip, *words, "."], log="codespell")
 
 
 def refused(to: module.Target | None = None) -> Iterator[tuple[str, str]]:
@@ -437,8 +463,10 @@ def _tests(name: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 # These run while the kernel's tree is being prepared.
-WITHOUT_KERNEL: list[Callable] = [
+WITHOUT_KERNEL: list[Check] = [
     python,
+    shell,
+    spelling,
     unsafe_code,
     safety_comments,
     one_way,
@@ -450,7 +478,7 @@ WITHOUT_KERNEL: list[Callable] = [
     ring_frontend,
     fuzzing,
 ]
-CHECKS: list[Callable] = [
+CHECKS: list[Check] = [
     *WITHOUT_KERNEL,
     refused,
     default_kernel,

@@ -27,7 +27,7 @@ directory = "/usr/share/cargo/registry"
 def prepare(source: Path, crate: Path, *, static: bool = False) -> dict[str, str]:
     """Makes CRATE a directory in which cargo builds SOURCE with Debian's crates; returns the environment for cargo.
 
-    Crates come from Debian's packages, not from crates.io: the package archive is the only network that we need.
+    Crates come from Debian's packages, not from crates.io: what is built needs no network but the package archive.
     Their versions are not those of a Cargo.lock, and cargo would write its own beside Cargo.toml: hence the links.
     """
     home = BUILD / "cargo-home"

@@ -263,11 +263,11 @@ def install(release: str, dest: Path, ko: Path | None) -> None:
                 "run as root, or set DESTDIR to a directory that can be written"
             ) from None
     if (modules / "kernel").exists():
-        path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+        programs = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
         subprocess.run(
             ["depmod", *(["-b", str(dest)] if dest != Path("/") else []), release],
             check=True,
-            env=os.environ | {"PATH": path},
+            env=os.environ | {"PATH": programs},
         )
     elif ko:
         say(f"no kernel {release} is installed in {modules}: run `depmod {release}` where it is")

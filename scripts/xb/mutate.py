@@ -263,12 +263,13 @@ def _in_xen(chosen: list[Mutation], report, options) -> None:  # type: ignore[no
 
         def tried(one: Mutation, built: Path) -> None:
             start = time.monotonic()
-            bad = [test for test in one.nested if healthy and healthy.result().get(test) != "ok"]
+            without = healthy.result() if healthy else None
+            bad = [test for test in one.nested if without is not None and without.get(test) != "ok"]
             outcomes = {} if bad else _tests(to, built, one.nested, one.name)
             failed = [f"{test}: {why}" for test, why in outcomes.items() if why != "ok"]
             built.unlink()
-            if bad:
-                word, why = ERROR, f"{bad[0]} fails without any break: {healthy.result().get(bad[0])}"
+            if without is not None and bad:
+                word, why = ERROR, f"{bad[0]} fails without any break: {without.get(bad[0])}"
             elif untried := [
                 f"{test}: {outcomes.get(test, 'no result')}"
                 for test in one.nested

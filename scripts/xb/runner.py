@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import module
+from . import checks, module
 from .common import BUILD, TOP, Fail, say, write_json
 
 NESTED = TOP / "scripts/nested/run.py"
@@ -27,7 +26,7 @@ class Result:
     why: str = ""
 
 
-def host(chosen: list[Callable], to: module.Target | None) -> list[Result]:
+def host(chosen: list[checks.Check], to: module.Target | None) -> list[Result]:
     """Static checks and cargo tests."""
     results: list[Result] = []
 

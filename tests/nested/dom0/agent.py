@@ -19,11 +19,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib import pace
 from lib.port import port
+
+# One of those above.
+Message = dict[str, Any]
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
 KMSG_TAIL = 120
@@ -57,7 +61,7 @@ class Agent:
         while data:
             data = data[os.write(self.port, data) :]
 
-    def receive(self) -> dict:
+    def receive(self) -> Message:
         while b"\n" not in self.buffer:
             data = os.read(self.port, 65536)
             if not data:
@@ -86,7 +90,7 @@ class Agent:
         pace.watch_tasks(self.pace)
         self.send(pace=self.pace)
 
-    def test(self, message: dict) -> None:
+    def test(self, message: Message) -> None:
         self.measure(message.get("pace", 1.0))
         for path in Path("/var/log/xen").glob("**/*.log"):
             path.write_text("")
@@ -147,8 +151,8 @@ class Agent:
                     for line in lines:
                         self.send(log=line.decode(errors="replace"))
             if time.monotonic() > end and not killed:
-                for line in where_all_are():
-                    self.send(log=line)
+                for text in where_all_are():
+                    self.send(log=text)
                 os.killpg(process.pid, signal.SIGKILL)
                 killed = True
                 end += 10

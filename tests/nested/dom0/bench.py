@@ -241,7 +241,7 @@ class Bench:
 
     def fio(self, setup: str, round: int, run: Callable[[str], str], target: str, unmeasured: int = 0) -> None:
         """All loads of fio; RUN is the shell they run in. The first UNMEASURED runs are for the caches."""
-        idle: list[int] = []
+        idle: list[float] = []
         for load in (*[NO_LOAD] * (unmeasured + 3), *filter(lambda load: self.wanted(load.name), LOADS)):
             text, used, pace = self.measured(
                 load.name,

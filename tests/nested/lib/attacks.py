@@ -41,8 +41,8 @@ def rings(scene: Scene) -> None:
         scene.attack("flip", seconds=2 * scene.env.count(1), options=f"--vdev {vdev} {more}", honest=COMPUTING)
         equal(upper_half(path), halves[path], f"what is behind the middle of {vdev}")
     if long:
-        names = ("padding", "odd", "indices", "shuffle", "bad", "mix", "own")
-        ways = [
+        names: tuple[str, ...] = ("padding", "odd", "indices", "shuffle", "bad", "mix", "own")
+        ways: list[tuple[str, tuple[str, ...]]] = [
             (f"--vdev {vdev} {more}", names)
             for vdev in ("xvda", "xvdb")
             for more in ("", "--persistent", "--abi x86_32 --ring-order 2 --queues 2")

@@ -32,11 +32,18 @@ def check(condition: Any, message: str) -> None:
         raise Failure(message)
 
 
+def there(value: T | None, message: str) -> T:
+    """A value that must not be missing."""
+    if value is None:
+        raise Failure(message)
+    return value
+
+
 def equal(got: Any, want: Any, what: str) -> None:
     check(got == want, f"{what}: {got!r}, expected {want!r}")
 
 
-def wait_for(condition: Callable[[], T], timeout: float, what: str) -> T:
+def wait_for(condition: Callable[[], T | None], timeout: float, what: str) -> T:
     """Waits until CONDITION returns something true, and returns that; tests never wait for a fixed time.
 
     Here and everywhere a time limit is in seconds of an idle host; it is stretched by the machine's pace.

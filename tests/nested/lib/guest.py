@@ -16,7 +16,7 @@ import tty
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .basics import PACE, Failure, check, equal, log, read, run, wait_for
+from .basics import PACE, Failure, check, equal, log, read, run, there, wait_for
 
 if TYPE_CHECKING:
     from .env import Env
@@ -41,8 +41,7 @@ VERIFY = (
 
 def vdev_number(vdev: str) -> int:
     """The device number that libxl gives xvdX and xvdXN (docs/misc/vbd-interface.txt)."""
-    match = re.fullmatch(r"xvd([a-z]+)(\d*)", vdev)
-    check(match, f"no name of a Xen disk: {vdev}")
+    match = there(re.fullmatch(r"xvd([a-z]+)(\d*)", vdev), f"no name of a Xen disk: {vdev}")
     disk = 0
     for letter in match[1]:
         disk = disk * 26 + ord(letter) - ord("a") + 1
@@ -186,9 +185,8 @@ class Guest:
         self.env.look_around()
 
     def _open_console(self) -> None:
-        path = wait_for(
-            lambda: self.env.store.read(f"/local/domain/{self.domid}/console/tty"), 20, "the guest's console"
-        )
+        node = f"/local/domain/{self.domid}/console/tty"
+        path: str = wait_for(lambda: self.env.store.read(node), 20, "the guest's console")
         self.console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         tty.setraw(self.console, termios.TCSANOW)
 
@@ -455,6 +453,4 @@ def until_there(*vdevs: str) -> str:
 
 def vdev_of(disk: str) -> str:
     """The device name in a disk specification, in either of xl's notations."""
-    match = re.search(r"vdev=(\w+)", disk) or re.search(r",(xvd\w+)", disk)
-    check(match, f"no vdev in {disk}")
-    return match[1]
+    return there(re.search(r"vdev=(\w+)", disk) or re.search(r",(xvd\w+)", disk), f"no vdev in {disk}")[1]

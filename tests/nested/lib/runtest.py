@@ -30,9 +30,9 @@ def explain(env: Env) -> None:
         if guest.domid:
             guest.ask_kernel()
             print(f"--- console of {guest.name}\n{guest.tail(100000)}", flush=True)
-    for path in env.backends():
-        print(f"--- {path}: {env.store.values(path)}", flush=True)
-        front = env.store.read(f"{path}/frontend")
+    for back in env.backends():
+        print(f"--- {back}: {env.store.values(back)}", flush=True)
+        front = env.store.read(f"{back}/frontend")
         if front:
             print(f"    {front}: {env.store.values(front)}", flush=True)
     for device in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
@@ -42,8 +42,8 @@ def explain(env: Env) -> None:
             flush=True,
         )
     print("--- loaded: " + " ".join(sorted(path.name for path in Path("/sys/module").glob("xen_blkback*"))), flush=True)
-    for state in Path("/sys/kernel/debug/xen-blkback-rs").glob("*/state"):
-        print(f"--- {state}\n{read(state)}", flush=True)
+    for path in Path("/sys/kernel/debug/xen-blkback-rs").glob("*/state"):
+        print(f"--- {path}\n{read(path)}", flush=True)
     for comm in Path("/proc").glob("[0-9]*/comm"):
         # The threads of rings, those of xenbus, and whoever waits for what nothing can interrupt.
         waits = read(comm.parent / "stat").rpartition(")")[2].split()[:1] == ["D"]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from lib import tracing
 from lib.basics import Failure, check, equal, log, read, sh
@@ -237,7 +238,7 @@ def conformance(guest: Guest, vdev: str, options: str) -> None:
     )
 
 
-def frontend(guest: Guest, options: str) -> dict:
+def frontend(guest: Guest, options: str) -> dict[str, Any]:
     """Runs the frontend, which must succeed, and returns its report."""
     done = guest.run(f"blkif-frontend {options} --json /tmp/report", 120)
     check(done.code == 0, f"blkif-frontend {options} ended with {done.code}: {done.output.strip()[-1500:]}")

@@ -1,6 +1,8 @@
 """Guests with ten disks, on all file systems and a device, get no disk's data mixed up, and are destroyed again and
 again in mid-I/O."""
 
+from pathlib import Path
+
 from lib.basics import check, equal, log, wait_for
 from lib.env import FILE_SYSTEMS, Env
 from lib.guest import Guest
@@ -23,14 +25,15 @@ done"""
 
 
 def run(env: Env) -> None:
-    targets = [*(env.file(kind, f"disk{n}", 8 << 20) for n in range(3) for kind in FILE_SYSTEMS), env.device(8)][-10:]
-    if env.backend != "rs":
-        targets = targets[-4:]  # more take the peers longer than libxl waits, under emulation
+    files = [env.file(kind, f"disk{n}", 8 << 20) for n in range(3) for kind in FILE_SYSTEMS]
+    targets: list[str | Path] = [*files, env.device(8)]
+    # More take the peers longer than libxl waits, under emulation.
+    targets = targets[-10 if env.backend == "rs" else -4 :]
     vdevs = [f"xvd{letter}" for letter, _ in zip("abcdefghij", targets)]
     for cycle in range(env.count(CYCLES)):
         if cycle == 1:
             targets[-1] = env.file("ext4", "instead", 8 << 20)  # Debian's script for devices is slow
-        guest = env.guest(*map(env.disk, targets, vdevs), vcpus=1 + cycle % 2)
+        guest = env.guest(*(env.disk(target, vdev) for target, vdev in zip(targets, vdevs)), vcpus=1 + cycle % 2)
         if cycle == 0:
             all_at_once(guest, dict(zip(vdevs, map(str, targets))))
         guest.sh(LOAD.format(vdevs=" ".join(vdevs)))

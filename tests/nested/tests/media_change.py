@@ -38,9 +38,7 @@ def run(env: Env) -> None:
     # What cannot be put in leaves in what there is, and says so.
     for bad, words in (("/mnt/scratch/ext4/none", "no such file"), ("/mnt/scratch/ext4", "only a regular file")):
         env.store.write(node, bad)
-        wait_for(
-            lambda words=words: any(words in line for line in env.kernel_log.lines()), 10, f"the log to say {words!r}"
-        )
+        wait_for(lambda: any(words in line for line in env.kernel_log.lines()), 10, f"the log to say {words!r}")
         holds(1)
     log(f"error node: {env.store.read(f'/local/domain/0/error/backend/vbd/{guest.domid}/51744/error')}")
     # A disk that is no drive keeps what it has.

@@ -3,7 +3,7 @@ I/O."""
 
 import time
 
-from lib.basics import check, equal, log, run as command, wait_for
+from lib.basics import check, equal, log, run as command, there, wait_for
 from lib.env import Env
 from lib.guest import Guest, vdev_number
 
@@ -46,7 +46,7 @@ def run(env: Env) -> None:
                 # One that is Closed gets an answer, whatever has been before.
                 if state == "6":
                     wait_for(
-                        lambda vdev=vdev: env.store.read(f"{odd.backend(vdev)}/state") == "6",
+                        lambda: env.store.read(f"{odd.backend(vdev)}/state") == "6",
                         20,
                         f"{vdev} closed after {states}",
                     )
@@ -57,14 +57,14 @@ def run(env: Env) -> None:
 
     # Hundreds of wrong states and requests leave a few lines, and a line that says how many there would have been.
     before, start = len(env.kernel_log.lines()), time.monotonic()
-    front = env.store.read(f"{odd.backend('xvda')}/frontend")
+    front = there(env.store.read(f"{odd.backend('xvda')}/frontend"), "xvda has no frontend")
     env.store.write(f"{front}/ring-ref", "8")
     env.store.write(f"{front}/event-channel", "1")
     for state, times, answer in (("8", 300, "5"), ("3", 300, "5"), ("6", 1, "6"), ("1", 1, "2")):
         for _ in range(times):
             env.store.write(f"{front}/state", state)
         wait_for(
-            lambda answer=answer: env.store.read(f"{odd.backend('xvda')}/state") == answer,
+            lambda: env.store.read(f"{odd.backend('xvda')}/state") == answer,
             20,
             f"the answer to state {state}",
         )
@@ -92,7 +92,7 @@ def run(env: Env) -> None:
     # One that says it is gone, or nothing that makes sense, loses its disk, as with the in-tree driver.
     for vdev, state in (("xvda", "0"), ("xvdb", "x")):
         env.store.write(f"{env.store.read(f'{odd.backend(vdev)}/frontend')}/state", state)
-        wait_for(lambda vdev=vdev: odd.served_by(vdev) == "nobody", 20, f"{vdev} given up after state {state}")
+        wait_for(lambda: odd.served_by(vdev) == "nobody", 20, f"{vdev} given up after state {state}")
 
     # Never connected: a guest without a driver is asked in vain to let go, until it is no longer asked.
     third = env.file("ext4", "third", 8 << 20)
@@ -127,7 +127,7 @@ def refused_with_a_reason(env: Env, guest: Guest, front: str) -> None:
     for state, answer in (("6", "6"), ("1", "2"), ("8", "5")):
         env.store.remove(reason)
         env.store.write(f"{front}/state", state)
-        wait_for(lambda answer=answer: env.store.read(f"{backend}/state") == answer, 20, f"the answer to state {state}")
+        wait_for(lambda: env.store.read(f"{backend}/state") == answer, 20, f"the answer to state {state}")
     check(
         "a state that it cannot be in" in (env.store.read(f"{reason}/error") or ""),
         "xvda is refused, and nothing says why",

@@ -168,12 +168,12 @@ def run(env: Env) -> None:
 
     linux.sh("touch /tmp/stop")
     for vdev in ("xvda", "xvdb"):
-        text = linux.sh(
+        said = linux.sh(
             f"until [ -e /tmp/{vdev}.end ]; do usleep 20000; done; cat /tmp/{vdev}; dmesg | grep -i 'error, dev xvd' ||"
             " true"
         )
-        check("failed" not in text and "rror" not in text, f"{vdev}: {text}")
-        log(f"{vdev}: {text.count(chr(10))} rounds of fio")
+        check("failed" not in said and "rror" not in said, f"{vdev}: {said}")
+        log(f"{vdev}: {said.count(chr(10))} rounds of fio")
     if own == "rs":
         in_flight(env, linux)
     for guest in (linux, ring):

@@ -130,7 +130,7 @@ def startup(env: Env, names: tuple[str, ...]) -> None:
             guest = env.new_guest(*([] if name == "none" else [env.disk(images[0])]))
             creating[name].append(seconds(guest.create))
             for _ in range(2 if name in attaching else 0):
-                attaching[name].append(seconds(lambda guest=guest: guest.attach(env.disk(images[1], "xvdb"))))
+                attaching[name].append(seconds(lambda: guest.attach(env.disk(images[1], "xvdb"))))
                 guest.detach("xvdb")
             guest.destroy()
             wait_for(lambda: not env.backends() and not env.loops(), 30, "the disks gone")

@@ -5,7 +5,7 @@ import re
 import time
 
 from lib import tracing
-from lib.basics import PACE, check, equal, log, read, sh, wait_for
+from lib.basics import PACE, check, equal, log, read, sh, there, wait_for
 from lib.env import Env, cached_pages
 from lib.guest import Guest
 
@@ -54,8 +54,7 @@ def run(env: Env) -> None:
     check(used["f_req"] >= 1 and used["ds_req"] >= 1, f"flushes and discards: {used}")
 
     # xentop adds up what all disks of a domain have done.
-    row = re.search(rf"^\s*{guest.name}\s.*$", sh("xentop -b -i 1"), re.M)
-    check(row, "xentop does not show the guest")
+    row = there(re.search(rf"^\s*{guest.name}\s.*$", sh("xentop -b -i 1"), re.M), "xentop does not show the guest")
     words = row[0].split()
     total = {name: sum(numbers(vdev)[name] for vdev in disks) for name in NAMES}
     log(f"xentop: {row[0].strip()}; files: {total}")

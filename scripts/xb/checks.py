@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,8 +24,11 @@ Check = Callable[..., Iterator[tuple[str, str]] | None]
 RUST_DIRS = ("blkback", "rust-bindings")
 SAFE_DIR = "blkback"
 UNSAFE_DIR = "rust-bindings"
-# What reaches the kernel's devices from user space, in a test program; and what libFuzzer calls.
-UNSAFE_FILES = ("tests/frontend/src/sys.rs", "tests/fuzz/src/libfuzzer.rs")
+# The files that say for which module of their crate unsafe code is allowed: what reaches the kernel's devices from user
+# space, in a test program; what libFuzzer calls, and is called by.
+MAY_ALLOW = ("tests/frontend/src/main.rs", "tests/fuzz/src/lib.rs", "tests/fuzz/src/libfuzzer.rs")
+ROOT = TOP / "blkback/blkback.rs"
+BINDGEN = TOP / "rust-bindings/raw.rs"
 BLKIF = TOP / "blkback/blkif"
 CRATES = [TOP / file for file in ("blkback/blkback.rs", "blkback/blkif/blkif.rs", "rust-bindings/xen_bindings.rs")]
 MISUSE = TOP / "tests/misuse/misuse.rs"
@@ -169,17 +173,24 @@ def _compile(to: module.Target, file: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def unsafe_code(to: module.Target | None = None) -> None:
-    """`unsafe` occurs only in rust-bindings/ and in one file of each test program, and the compiler is told to see to
-    it, file by file."""
+    """Outside of rust-bindings/ the compiler is told to refuse `unsafe`, file by file of the driver and crate by crate
+    beside it, save one module of each test program. No C code is there either."""
     found: list[str] = []
     for path in _rust_files(("",)):
-        code = strip(path.read_text())
-        inside = path.relative_to(TOP).parts[0]
-        if inside != UNSAFE_DIR and rel(path) not in UNSAFE_FILES:
-            found += [f"{where}: unsafe outside of {UNSAFE_DIR}/" for where in _lines(path, code, r"\bunsafe\b")]
-        # The file with module! cannot forbid it: the macro expands to unsafe code. The text search above still holds.
-        if inside == SAFE_DIR and not re.search(r"\bmodule!\s*[{(]", code) and not _forbids_unsafe(path):
+        if path.is_relative_to(TOP / UNSAFE_DIR):
+            continue
+        text = path.read_text()
+        manifest = next((parent / "Cargo.toml" for parent in path.parents if (parent / "Cargo.toml").exists()), None)
+        if manifest:
+            if tomllib.loads(manifest.read_text())["lints"]["rust"].get("unsafe_code") not in ("deny", "forbid"):
+                found.append(f"{rel(manifest)}: does not deny unsafe_code, which {rel(path)} could use")
+        elif path == ROOT:
+            # module! expands to unsafe code, so that it cannot be forbidden there.
+            found += [f"{rel(path)}: {line}" for line in re.findall(r"^(?!\s*//).*\bunsafe\b.*", text, re.M)]
+        elif "#![forbid(unsafe_code)]" not in text.split("\n"):
             found.append(f"{rel(path)}: lacks #![forbid(unsafe_code)]")
+        if rel(path) not in MAY_ALLOW and re.search(r"\b(?:allow|expect|warn)\s*\([^)]*\bunsafe_code\b", text):
+            found.append(f"{rel(path)}: allows unsafe code")
     found += [
         f"{rel(path)}: C code outside of {UNSAFE_DIR}/"
         for path in sources(TOP, [SAFE_DIR])
@@ -189,30 +200,14 @@ def unsafe_code(to: module.Target | None = None) -> None:
         raise Fail(_list(found))
 
 
-def _forbids_unsafe(path: Path) -> bool:
-    """Whether this file, or the root file of the crate directory it is in (blkif/blkif.rs), forbids unsafe code."""
-    roots = [parent / f"{parent.name}.rs" for parent in path.parents if parent.is_relative_to(TOP / SAFE_DIR)]
-    return any(
-        re.search(r"#!\[forbid\([^)]*\bunsafe_code\b[^)]*\)\]", strip(file.read_text()))
-        for file in (path, *roots)
-        if file.exists()
-    )
-
-
 def safety_comments(to: module.Target | None = None) -> None:
-    """Every `unsafe fn` has a `# Safety` section, and no file turns off the lint that wants `// SAFETY:` comments."""
-    found: list[str] = []
-    for path in _rust_files((UNSAFE_DIR,)):
-        text = path.read_text()
-        code = strip(text)
-        if not re.search(r"\binclude!\s*\(\s*env!", code):  # bindgen's output has no comments
-            found += [
-                f"{rel(path)}:{text.count(chr(10), 0, hit.start()) + 1}: allows {hit[1]}"
-                for hit in SILENCED.finditer(code)
-            ]
-        for start in _unsafe_functions(code):
-            if "# Safety" not in _doc_above(text, start):
-                found.append(f"{rel(path)}:{text.count(chr(10), 0, start) + 1}: unsafe fn without a `# Safety` section")
+    """No file turns off clippy's lints that want a reason for each `unsafe`, but that for bindgen's output."""
+    found = [
+        f"{rel(path)}: turns off {name}"
+        for path in _rust_files((UNSAFE_DIR, "tests"))
+        if path != BINDGEN
+        for name in SILENCED.findall(path.read_text())
+    ]
     if found:
         raise Fail(_list(found))
 
@@ -223,7 +218,7 @@ def one_way(to: module.Target | None = None) -> None:
     for crate in CRATES:
         others = [other.parent for other in CRATES if other != crate and other.is_relative_to(crate.parent)]
         code = {
-            path: strip(path.read_text())
+            path: path.read_text()
             for path in _rust_files((rel(crate.parent),))
             if not any(path.is_relative_to(other) for other in others) and "tests" not in path.parts
         }
@@ -504,53 +499,3 @@ def _rust_files(dirs: tuple[str, ...]) -> list[Path]:
     if not files:
         raise Fail("found no Rust source")
     return files
-
-
-def _lines(path: Path, code: str, pattern: str) -> list[str]:
-    return [f"{rel(path)}:{number}" for number, line in enumerate(code.split("\n"), 1) if re.search(pattern, line)]
-
-
-# One token that may hold the word `unsafe` without being code. A lifetime ('a) is no character literal.
-_NOT_CODE = re.compile(r"""//[^\n]*|/\*|\b[bc]?r(?P<hashes>#*)"|"(?:\\.|[^"\\])*"|'(?:\\[^\n]+?|[^\\'\n])\'""", re.S)
-
-
-def strip(text: str) -> str:
-    """Rust source with comments and literals blanked out, every other character at its place."""
-    out, position = [], 0
-    while found := _NOT_CODE.search(text, position):
-        end = found.end()
-        if found[0] == "/*":
-            depth = 1
-            while depth and (mark := re.compile(r"/\*|\*/").search(text, end)):
-                depth, end = depth + (1 if mark[0] == "/*" else -1), mark.end()
-        elif found["hashes"] is not None:
-            close = text.find('"' + found["hashes"], end)
-            end = close + 1 + len(found["hashes"]) if close >= 0 else len(text)
-        out += [text[position : found.start()], re.sub(r"[^\n]", " ", text[found.start() : end])]
-        position = end
-    return "".join(out) + text[position:]
-
-
-def _unsafe_functions(code: str) -> Iterator[int]:
-    """Where each `unsafe fn` is defined, save those whose contract stands at the trait that they implement."""
-    blocks: list[bool] = []  # for every open brace: is it the body of an `impl Trait for Type`
-    header = 0
-    for token in re.finditer(r"[{};]|\bunsafe\s+(?:extern\s+)?(?:\s*)fn\s+\w+", code):
-        if token[0] == "{":
-            blocks.append(bool(re.search(r"\bimpl\b.*\bfor\s+[^<\s]", code[header : token.start()], re.S)))
-        elif token[0] == "}":
-            blocks[-1:] = []
-        elif token[0] != ";":
-            if not any(blocks[-1:]):
-                yield token.start()
-            continue
-        header = token.end()
-
-
-def _doc_above(text: str, start: int) -> str:
-    """The comment and attribute lines directly above the item that starts at START."""
-    lines = text[:start].split("\n")[:-1]
-    first = len(lines)
-    while first and re.match(r"\s*(///|//|#\[|\)\]|$)", lines[first - 1]) and lines[first - 1].strip():
-        first -= 1
-    return "\n".join(lines[first:])

@@ -9,18 +9,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+COMMENT = re.compile(r"//.*")
 # A path that begins in the crate or above the file, up to where it ends or branches.
 PATH = re.compile(r"\b((?:crate|super)(?:::super)*)\s*::\s*(\w+|\{)")
 
 
 def arrows(crate: Path, code: dict[Path, str]) -> dict[str, dict[str, Path]]:
     """The rooms that each room of the crate with this root file imports, each with the first file that does. CODE has
-    the crate's files without comments and literals."""
+    the texts of the crate's files."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(path for path in code if path != crate):
         inside = path.relative_to(crate.parent).with_suffix("").parts
         room = found.setdefault(inside[0], {})
-        for start, names in _paths(code[path]):
+        for start, names in _paths(COMMENT.sub("", code[path])):
             # `super` of a file is what its folder is for; each further one is a folder above that.
             if start == "crate" or start.count("super") == len(inside):
                 for name in names:

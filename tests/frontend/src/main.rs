@@ -3,8 +3,6 @@
 //! A frontend in user space: it connects to a disk's backend as a kernel driver would, and then puts any request on
 //! the rings, right or wrong.
 
-#![deny(unsafe_code)]
-
 mod args;
 mod attack;
 mod behind;

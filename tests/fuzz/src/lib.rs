@@ -8,6 +8,7 @@
 
 pub mod indirect;
 pub mod input;
+#[allow(unsafe_code)]
 pub mod libfuzzer;
 pub mod node;
 pub mod persistent;

@@ -38,6 +38,7 @@ pub fn write_seeds(seeds: &[Vec<u8>]) {
 macro_rules! target {
     ($target:ident) => {
         /// Called once, before all else.
+        #[allow(unsafe_code)]
         #[no_mangle]
         extern "C" fn LLVMFuzzerInitialize(_: *mut i32, _: *mut *mut *mut u8) -> i32 {
             $crate::libfuzzer::write_seeds(&$crate::$target::seeds());
@@ -45,6 +46,7 @@ macro_rules! target {
         }
 
         /// Called for each input. A panic ends the program, as none may unwind out of here.
+        #[allow(unsafe_code)]
         #[no_mangle]
         extern "C" fn LLVMFuzzerTestOneInput(data: *const u8, size: usize) -> i32 {
             // SAFETY: libFuzzer leaves the bytes alone until we return.

@@ -34,6 +34,8 @@ pub(crate) struct Task {
     pub(crate) action: Action,
     /// First sector (of 512 bytes) of the data.
     pub(crate) sector: u64,
+    /// Where the data are in the file that the disk is, in bytes. The medium says so when it gets the request.
+    pub(crate) position: u64,
     pub(crate) way: Way,
     /// It is one of the medium's direct I/Os in flight that are counted.
     pub(crate) counted: bool,
@@ -46,6 +48,7 @@ impl Task {
         Self {
             action,
             sector,
+            position: 0,
             way: Way::Direct,
             counted: false,
             flushed: false,

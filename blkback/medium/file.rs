@@ -65,10 +65,35 @@ use crate::task::{
 /// Pause between looks whether direct I/O has ended.
 const SETTLE_PAUSE: Delta = Delta::from_millis(1);
 
+/// How the disk's sectors lie in the file.
+enum Layout {
+    /// One after the other, from the file's first byte to its last whole sector.
+    Raw,
+}
+
+impl Layout {
+    /// How many there are in a file of so many bytes.
+    fn sectors(&self, bytes: u64) -> u64 {
+        match self {
+            // What is left behind the last whole sector cannot be reached by a guest.
+            Self::Raw => bytes / u64::from(SECTOR_SIZE),
+        }
+    }
+
+    /// Where in the file a run of sectors is, in bytes: what follows its first one on the disk follows it there.
+    fn position(&self, sector: u64) -> u64 {
+        match self {
+            // A sector of the disk, which is not larger than the file was: this cannot wrap around.
+            Self::Raw => sector.wrapping_mul(u64::from(SECTOR_SIZE)),
+        }
+    }
+}
+
 /// A file with the ways to access it.
 pub(crate) struct FileMedium {
     /// Closed before the claim is given up.
     file: File,
+    layout: Layout,
     /// See [`Path::identity`].
     ///
     /// [`Path::identity`]: xen_bindings::storage::path::Path::identity
@@ -141,6 +166,7 @@ impl FileMedium {
         }
         Ok(Self {
             file,
+            layout: Layout::Raw,
             identity,
             mode,
             path,
@@ -159,8 +185,7 @@ impl FileMedium {
 
     /// Size in sectors of 512 bytes, as of now.
     pub(super) fn sectors(&self) -> u64 {
-        // What is left behind the last whole sector cannot be reached by a guest.
-        self.file.size() / u64::from(SECTOR_SIZE)
+        self.layout.sectors(self.file.size())
     }
 
     pub(super) fn properties(&self) -> Properties {
@@ -200,6 +225,8 @@ impl FileMedium {
         waiting: Option<&mut Option<Joined<T>>>,
         blocking: &OwnedQueue,
     ) {
+        let position = self.layout.position(io.data().task().sector);
+        io.data_mut().task_mut().position = position;
         io.data_mut().task_mut().way = self.way(&io);
         let &Task { action, way, .. } = io.data().task();
         let wait = match (action, way) {
@@ -281,7 +308,7 @@ impl FileMedium {
         let mask = u64::from(offset).wrapping_sub(1);
         if self.all_buffered.load(Relaxed) {
             Way::Buffered
-        } else if (Self::position(io.data().task()) | u64::from(io.bytes())) & mask == 0
+        } else if (io.data().task().position | u64::from(io.bytes())) & mask == 0
             && io.memory_aligned(memory)
         {
             Way::Direct
@@ -290,22 +317,19 @@ impl FileMedium {
         }
     }
 
-    /// Where in the file a request's data are, in bytes.
-    fn position(task: &Task) -> u64 {
-        // A sector of the disk, which is not larger than the file was: this cannot wrap around.
-        task.sector.wrapping_mul(u64::from(SECTOR_SIZE))
-    }
-
     /// Where in the file the data of all of them end.
     fn end<T: HasTask>(io: &Joined<T>) -> u64 {
-        Self::position(io.data().task()).saturating_add(u64::from(io.bytes()))
+        io.data()
+            .task()
+            .position
+            .saturating_add(u64::from(io.bytes()))
     }
 
     /// Joins a request to the one that waits, or submits that and lets this one wait. Both are to be read
     /// or written directly, without waiting for the storage. Task context.
     fn gather<T: HasTask>(&self, mut io: Mapped<T>, waiting: &mut Option<Joined<T>>) {
         if let Some(mut first) = waiting.take() {
-            if Self::end(&first) == Self::position(io.data().task()) {
+            if Self::end(&first) == io.data().task().position {
                 match first.join(io) {
                     Ok(()) => {
                         *waiting = Some(first);
@@ -390,7 +414,7 @@ impl FileMedium {
             nowait,
             durable: io.data().task().action == Action::Barrier,
         };
-        let position = Self::position(io.data().task());
+        let position = io.data().task().position;
         self.file.submit(io, position, mode);
     }
 
@@ -399,8 +423,8 @@ impl FileMedium {
         if discard.sectors() == 0 {
             return Ok(());
         }
+        let position = self.layout.position(discard.sector());
         // Sectors of the disk, which is not larger than the file was: this cannot wrap around.
-        let position = discard.sector().wrapping_mul(u64::from(SECTOR_SIZE));
         let len = discard.sectors().wrapping_mul(u64::from(SECTOR_SIZE));
         if position.saturating_add(len) > self.file.size() {
             return Err(EIO);

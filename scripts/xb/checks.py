@@ -386,6 +386,16 @@ def reports(to: module.Target | None = None) -> None:
 
     for lines, wanted in (
         (log("xen_irq_lateeoi", preempt, error), error),
+        (log("xen_irq_lateeoi", preempt[:1], preempt, stack, error), error),
+        (log("xen_irq_lateeoi", preempt[:1], preempt, error), [preempt[0], preempt[0], "Call Trace:", *error]),
+        (
+            log("xen_irq_lateeoi", preempt[:1], preempt) + log("other", stack),
+            [preempt[0], preempt[0], "Call Trace:", "Call Trace:"],
+        ),
+        (
+            log("xen_irq_lateeoi", ["WARNING: something"], preempt, stack),
+            ["WARNING: something", preempt[0], "Call Trace:", "Call Trace:"],
+        ),
         (log("other", preempt), [preempt[0], "Call Trace:"]),
         (log("gnttab_unmap_refs_sync", on_stack, error), error),
         (log("xen_irq_lateeoi", preempt, stack), ["Call Trace:"]),

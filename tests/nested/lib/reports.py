@@ -61,7 +61,7 @@ FIRST = re.compile(
     re.IGNORECASE,
 )
 LAST = re.compile(r"---\[ end trace")
-STACK_ENDS = "</TASK>"
+STACK_BEGINS, STACK_ENDS = "Call Trace", "</TASK>"
 LINES = 250  # that a report has at most; lockdep's are the longest
 
 
@@ -72,11 +72,13 @@ def debug_kernel() -> bool:
 
 def split(lines: list[str]) -> dict[int, list[str]]:
     """The reports among the kernel's messages, by the number of their first line. The next one ends a report at
-    latest."""
+    latest, but not before its stack: two processors may report at a time, and print their stacks one after the
+    other."""
     found: dict[int, list[str]] = {}
     first = None
     for number, line in enumerate(lines):
-        if FIRST.search(line) and not (first is not None and "lockdep is turned off" in line):
+        waits = first is not None and not any(STACK_BEGINS in before for before in found[first])
+        if FIRST.search(line) and not waits and not (first is not None and "lockdep is turned off" in line):
             first = number
             found[first] = []
         if first is not None:
@@ -86,21 +88,39 @@ def split(lines: list[str]) -> dict[int, list[str]]:
     return found
 
 
-def head(report: list[str]) -> list[str]:
-    """A report to the end of its first stack; what follows may be something else."""
-    end = next((number for number, line in enumerate(report) if STACK_ENDS in line), len(report))
-    return report[:end]
+def parts(report: list[str]) -> list[list[str]]:
+    """A report to the end of its stack; what follows may be something else. Of several that came at a time as many
+    stacks, each with what comes before it."""
+    begin = next((number for number, line in enumerate(report) if STACK_BEGINS in line), len(report))
+    wanted = sum(bool(FIRST.search(line)) for line in report[:begin])
+    found: list[list[str]] = [[]]
+    for line in report:
+        found[-1].append(line)
+        if STACK_ENDS in line:
+            if len(found) == wanted:
+                break
+            found.append([])
+    return found
 
 
 def known(report: list[str]) -> Known | None:
     """Why a report is none of ours."""
-    text = "\n".join(line for line in head(report) if "Modules linked in" not in line)
-    return next((each for each in KNOWN if re.search(each.first, report[0]) and re.search(each.text, text)), None)
+    stacks = parts(report)
+    texts = ["\n".join(line for line in stack if "Modules linked in" not in line) for stack in stacks]
+    first = [line for line in stacks[0] if FIRST.search(line)]
+    for each in KNOWN:
+        if all(re.search(each.first, line) for line in first) and all(re.search(each.text, text) for text in texts):
+            return each
+    return None
 
 
 def known_heads(lines: list[str]) -> list[tuple[int, list[str]]]:
     """Where a known report begins, and its head."""
-    return [(first, head(report)) for first, report in split(lines).items() if known(report)]
+    return [
+        (first, [line for part in parts(report) for line in part])
+        for first, report in split(lines).items()
+        if known(report)
+    ]
 
 
 def excused(lines: list[str]) -> set[int]:
@@ -109,7 +129,7 @@ def excused(lines: list[str]) -> set[int]:
         first + number
         for first, said in known_heads(lines)
         for number, line in enumerate(said)
-        if number == 0 or "Call Trace" in line
+        if FIRST.search(line) or STACK_BEGINS in line
     }
 
 

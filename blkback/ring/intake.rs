@@ -34,7 +34,8 @@ use xen_bindings::{
         list::List,
         Staged, //
     },
-    storage::bdev, //
+    storage::bdev,
+    xen::ring::RingMemory, //
 };
 
 use super::{
@@ -68,17 +69,24 @@ enum Turn {
     Again(Shortage),
     /// It is a barrier, and all else has been answered; it may have waited for this, too.
     Alone(Option<Shortage>),
-    /// It is not its turn.
-    NotYet,
 }
 
 impl Turn {
     /// What was missing for it when it was tried last.
     fn missing(self) -> Option<Shortage> {
         match self {
-            Turn::New | Turn::NotYet => None,
+            Turn::New => None,
             Turn::Again(missing) => Some(missing),
             Turn::Alone(missing) => missing,
+        }
+    }
+
+    /// Where it waits if it is short of this.
+    fn parked(self, slot: &RawSlot, missing: Shortage) -> Parked {
+        match self {
+            Turn::New | Turn::Again(_) => Parked::Short(*slot, missing),
+            // The gate stays closed for it.
+            Turn::Alone(_) => Parked::Barrier(*slot, Some(missing)),
         }
     }
 }
@@ -152,27 +160,16 @@ impl Ring {
         let mut count = 0u32;
         let now = clock::nanoseconds();
         while taken < BATCH {
-            let turn = match self.parked(parked, slot, back) {
-                Some(Turn::NotYet) => break,
-                Some(turn) => turn,
-                None if !open || *broken => break,
-                None => match back.next_request(memory, slot) {
-                    Ok(true) => Turn::New,
-                    Ok(false) => break,
-                    Err(err) => {
-                        self.speaker.warn_limited(fmt!(
-                            "frontend provided bogus ring requests ({}), halting ring",
-                            format_args!("{err}")
-                        ));
-                        *broken = true;
-                        break;
-                    }
-                },
+            let turn = match parked {
+                Parked::Nothing if open && !*broken => self.next(back, memory, slot, broken),
+                Parked::Nothing => None,
+                _ => self.unpark(parked, slot, back),
             };
+            let Some(turn) = turn else { break };
             taken = match turn {
                 Turn::New => taken.saturating_add(1),
                 Turn::Alone(_) => BATCH,
-                Turn::Again(_) | Turn::NotYet => taken,
+                Turn::Again(_) => taken,
             };
             let parsed = blkif::parse(back.abi(), slot, disk);
             if turn == Turn::New && is_barrier(&parsed) {
@@ -182,14 +179,10 @@ impl Ring {
             let attempt = self.attempt(&parsed, now, supplies, counts);
             match attempt {
                 Attempt::Short(missing) => {
-                    *parked = match turn {
-                        // The gate stays closed for it.
-                        Turn::Alone(_) => {
-                            taken = 0;
-                            Parked::Barrier(*slot, Some(missing))
-                        }
-                        _ => Parked::Short(*slot, missing),
-                    };
+                    *parked = turn.parked(slot, missing);
+                    if let Turn::Alone(_) = turn {
+                        taken = 0;
+                    }
                     if !self.run_short(turn, missing, supplies, counts) {
                         break;
                     }
@@ -220,26 +213,45 @@ impl Ring {
         taken > 0
     }
 
-    /// Gives the request that waits its turn, in `slot`. `None` if there is none.
+    /// Gives the request that waits its turn, in `slot`, unless it must go on waiting.
     #[inline]
-    fn parked(&self, parked: &mut Parked, slot: &mut RawSlot, back: &BackRing) -> Option<Turn> {
-        let turn = match parked {
+    fn unpark(&self, parked: &mut Parked, slot: &mut RawSlot, back: &BackRing) -> Option<Turn> {
+        let (waiting, turn) = match parked {
             Parked::Nothing => return None,
-            Parked::Short(waiting, missing) => {
-                *slot = *waiting;
-                Turn::Again(*missing)
-            }
+            Parked::Short(waiting, missing) => (waiting, Turn::Again(*missing)),
             Parked::Barrier(waiting, missing) => {
                 if !self.gate.close(self.number) || back.outstanding() > 1 {
-                    return Some(Turn::NotYet);
+                    return None;
                 }
                 // Nothing else is in flight on the whole disk.
-                *slot = *waiting;
-                Turn::Alone(*missing)
+                (waiting, Turn::Alone(*missing))
             }
         };
+        *slot = *waiting;
         *parked = Parked::Nothing;
         Some(turn)
+    }
+
+    /// Takes the next request from the ring into `slot`, if there is one.
+    #[inline]
+    fn next(
+        &self,
+        back: &mut BackRing,
+        memory: &RingMemory,
+        slot: &mut RawSlot,
+        broken: &mut bool,
+    ) -> Option<Turn> {
+        match back.next_request(memory, slot) {
+            Ok(found) => found.then_some(Turn::New),
+            Err(err) => {
+                self.speaker.warn_limited(fmt!(
+                    "frontend provided bogus ring requests ({}), halting ring",
+                    format_args!("{err}")
+                ));
+                *broken = true;
+                None
+            }
+        }
     }
 
     /// A request has been parked for want of something: lets others have what it could get. Returns whether it

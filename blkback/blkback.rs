@@ -13,7 +13,6 @@
 //! - [`connection`]: what is set up with a connected frontend.
 //! - [`ring`]: the data path.
 //! - [`task`]: what a request wants.
-//! - [`message`]: messages for the administrator.
 //! - [`stats`]: what is counted.
 //! - [`sysfs`], [`debug`]: what is shown in sysfs and debugfs.
 
@@ -28,7 +27,6 @@ mod driver;
 mod guest;
 mod handover;
 mod medium;
-mod message;
 mod ring;
 mod stats;
 mod sysfs;

@@ -6,13 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+mod refusal;
+
 use core::ops::RangeInclusive;
 
 use blkif::{
     Abi,
     BackRing,
-    Disk,
-    RingError, //
+    Disk, //
 };
 use kernel::{
     fmt,
@@ -31,13 +32,15 @@ use xen_bindings::{
             RingMemory,
             MAX_RING_PAGES, //
         },
-        xenstore, //
+        xenstore::{
+            self,
+            Value, //
+        }, //
     }, //
 };
 
 use crate::{
     medium::Medium,
-    message::Message,
     ring::{
         gate::Gate,
         Common,
@@ -45,26 +48,16 @@ use crate::{
     },
     stats::Stats, //
 };
+pub(crate) use refusal::Refusal;
+use refusal::{
+    Node,
+    Place,
+    What, //
+};
 
 /// Requests of a disk that wait for the storage at a time, each in a kernel thread: as many as four rings of
 /// one page hold, so that the writes to a file system that is frozen leave room for reads.
 const BLOCKING_AT_ONCE: u32 = 128;
-
-/// Why there is no connection: what goes to the log and to the error node.
-pub(crate) struct Refusal {
-    pub(crate) error: Error,
-    pub(crate) what: Message,
-    pub(crate) cause: Cause,
-}
-
-/// Whose fault it is that there is no connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Cause {
-    /// What the frontend has set up cannot be used, or memory is short.
-    Setup,
-    /// An event channel could not be bound. Somebody else may have it still.
-    EventChannel,
-}
 
 /// What a frontend has been offered before it publishes its side.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,30 +114,34 @@ impl Overview {
 impl Connection {
     /// Maps the rings that the frontend offers in the directory `frontend`, and binds their event
     /// channels. Requests are served from [`Connection::start`] on. May sleep.
-    pub(crate) fn new(
+    pub(crate) fn new<'a>(
         medium: &Arc<Medium>,
         disk: Disk,
         offer: Offer,
         stats: &Arc<Stats>,
         speaker: &Arc<Speaker>,
         dev: &Device,
-        frontend: &CStr,
-    ) -> Result<Self, Refusal> {
-        let abi = abi(frontend)?;
-        let queues = within(frontend, c"multi-queue-num-queues", 1..=offer.queues)?;
-        let ring_order = within(frontend, c"ring-page-order", 0..=offer.ring_order)?;
-        let persistent = offer.persistent && is_set(frontend, c"feature-persistent");
-        let no_memory = |_| refusal(ENOMEM, fmt!("allocating {} rings", queues.unwrap_or(1)));
-
+        frontend: &'a CStr,
+    ) -> Result<Self, Refusal<'a>> {
+        let place = Place {
+            frontend,
+            queue: None,
+        };
+        let nodes = Nodes::new(place)?;
+        let abi = nodes.abi()?;
+        let queues = nodes.within(c"multi-queue-num-queues", 1..=offer.queues)?;
+        let ring_order = nodes.within(c"ring-page-order", 0..=offer.ring_order)?;
+        let persistent = offer.persistent && nodes.is_set(c"feature-persistent");
         let count = queues.unwrap_or(1);
+        let no_memory = |_| place.refusal(ENOMEM, What::Rings(count));
         // From here on, what has been set up is taken down again if the rest fails.
         let mut connection = Self {
             channels: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
             rings: KVec::with_capacity(count as usize, GFP_KERNEL).map_err(no_memory)?,
-            gate: Gate::new().map_err(|err| refusal(err, fmt!("allocating the rings' gate")))?,
+            gate: Gate::new().map_err(|err| place.refusal(err, What::Gate))?,
             blocking: OwnedQueue::new(c"xen-blkback-io", BLOCKING_AT_ONCE)
                 .and_then(|queue| Ok(Arc::new(queue, GFP_KERNEL)?))
-                .map_err(|err| refusal(err, fmt!("allocating a workqueue")))?,
+                .map_err(|err| place.refusal(err, What::Workqueue))?,
             abi,
             ring_order: ring_order.unwrap_or(0),
             persistent,
@@ -160,14 +157,17 @@ impl Connection {
             persistent,
         };
         for queue in 0..count {
-            let queue = (count > 1).then_some(queue);
-            let (ring, bound) = new_ring(&common, abi, frontend, queue, ring_order)?;
+            let place = Place {
+                queue: (count > 1).then_some(queue),
+                ..place
+            };
+            let (ring, bound) = new_ring(&common, abi, place, ring_order)?;
             add(&mut connection.rings, ring);
             add(&mut connection.channels, bound?);
         }
         let rings = connection
             .all_rings()
-            .map_err(|err| refusal(err, fmt!("allocating the rings' gate")))?;
+            .map_err(|err| place.refusal(err, What::Gate))?;
         connection.gate.connect(rings);
         Ok(connection)
     }
@@ -260,154 +260,150 @@ fn add<T>(to: &mut KVec<T>, element: T) {
 }
 
 /// A ring, and its event channel if it could be bound.
-type NewRing = (Arc<Ring>, Result<EventChannel<Ring>, Refusal>);
+type NewRing<'a> = (Arc<Ring>, Result<EventChannel<Ring>, Refusal<'a>>);
 
-fn refusal(error: Error, what: fmt::Arguments<'_>) -> Refusal {
-    Refusal {
-        error,
-        what: Message::new(what),
-        cause: Cause::Setup,
-    }
-}
-
-fn bogus(directory: &CStr, err: RingError) -> Refusal {
-    refusal(
-        EIO,
-        fmt!("ring in {}: {}", directory, format_args!("{err}")),
-    )
-}
-
-/// Sets up a ring: one of several, whose nodes are in a directory of its own, or the only one. The
-/// ring has to be stopped, also if it has got no thread, or its event channel could not be bound.
-fn new_ring(
+/// Sets up a ring, whose nodes are at this place. It has to be stopped, also if it has got no thread, or its event
+/// channel could not be bound.
+fn new_ring<'a>(
     common: &Common<'_>,
     abi: Abi,
-    frontend: &CStr,
-    queue: Option<u32>,
+    place: Place<'a>,
     ring_order: Option<u32>,
-) -> Result<NewRing, Refusal> {
-    let dev = common.dev;
-    let own;
-    let directory = match queue {
-        None => frontend,
-        Some(queue) => {
-            own = CString::try_from_fmt(fmt!("{}/queue-{}", frontend, queue))
-                .map_err(|err| refusal(err, fmt!("naming a queue")))?;
-            &own
-        }
-    };
-    let memory = map_ring(dev, directory, ring_order)?;
-    let port = number(directory, c"event-channel")?;
-    let back =
-        BackRing::attach(&memory, abi, memory.bytes()).map_err(|err| bogus(directory, err))?;
-    let ring = Ring::new(common, queue.unwrap_or(0) as usize, memory, back)
-        .map_err(|err| refusal(err, fmt!("allocating a ring")))?;
-    let bound = prepare(dev, &ring).and_then(|()| {
-        match EventChannel::bind(dev, port, ring.clone()) {
-            // A driver before us that had requests in flight has answered them, and cannot answer any more.
-            Ok(channel) => match ring.attach(abi) {
-                Ok(()) => Ok(channel),
-                Err(err) => Err(bogus(directory, err)),
-            },
-            Err(err) => Err(Refusal {
-                cause: Cause::EventChannel,
-                ..refusal(err, fmt!("binding {}/event-channel {}", directory, port))
-            }),
-        }
-    });
+) -> Result<NewRing<'a>, Refusal<'a>> {
+    let nodes = Nodes::new(place)?;
+    let memory = map_ring(common.dev, &nodes, ring_order)?;
+    let port = nodes.number(Node::Name(c"event-channel"))?;
+    let back = BackRing::attach(&memory, abi, memory.bytes())
+        .map_err(|err| place.refusal(EIO, What::Bogus(err)))?;
+    let number = place.queue.unwrap_or(0) as usize;
+    let ring =
+        Ring::new(common, number, memory, back).map_err(|err| place.refusal(err, What::Ring))?;
+    let bound = bind(common.dev, &ring, abi, place, port);
     Ok((ring, bound))
 }
 
+/// Makes a ring's thread and binds its event channel.
+fn bind<'a>(
+    dev: &Device,
+    ring: &Arc<Ring>,
+    abi: Abi,
+    place: Place<'a>,
+    port: u32,
+) -> Result<EventChannel<Ring>, Refusal<'a>> {
+    prepare(dev, ring).map_err(|err| place.refusal(err, What::Thread))?;
+    let channel = EventChannel::bind(dev, port, ring.clone())
+        .map_err(|err| place.refusal(err, What::Bind(port)))?;
+    // A driver before us that had requests in flight has answered them, and cannot answer any more.
+    ring.attach(abi)
+        .map_err(|err| place.refusal(EIO, What::Bogus(err)))?;
+    Ok(channel)
+}
+
 /// Makes the ring's thread, whose name in ps(1) says whose it is: `3-51712.0`.
-fn prepare(dev: &Device, ring: &Arc<Ring>) -> Result<(), Refusal> {
+fn prepare(dev: &Device, ring: &Arc<Ring>) -> Result {
     let device = dev.name().to_bytes_with_nul();
     let device = device.strip_prefix(b"vbd-").unwrap_or(device);
-    CString::try_from_fmt(fmt!(
+    let name = CString::try_from_fmt(fmt!(
         "{}.{}",
         CStr::from_bytes_with_nul(device).unwrap_or(c"vbd"),
         ring.number()
-    ))
-    .and_then(|name| ring.prepare(&name))
-    .map_err(|err| refusal(err, fmt!("starting a thread")))
+    ))?;
+    ring.prepare(&name)
 }
 
-/// The layout that the frontend says its requests have.
-fn abi(frontend: &CStr) -> Result<Abi, Refusal> {
-    let node = xenstore::read_optional(frontend, c"protocol")
-        .map_err(|err| refusal(err, fmt!("reading {}/protocol", frontend)))?;
-    Abi::from_node(node.as_ref().map(|value| value.as_bytes())).map_err(|_| {
-        refusal(
-            EINVAL,
-            fmt!("{}/protocol names a protocol that is not known", frontend),
-        )
-    })
+/// The nodes of a ring, or those of the whole disk.
+struct Nodes<'a> {
+    place: Place<'a>,
+    directory: CString,
 }
 
-/// Reads a number that has to be there.
-fn number(frontend: &CStr, node: &CStr) -> Result<u32, Refusal> {
-    xenstore::read(frontend, node)
-        .and_then(|value| value.number())
-        .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))
-}
+impl<'a> Nodes<'a> {
+    fn new(place: Place<'a>) -> Result<Self, Refusal<'a>> {
+        Ok(Self {
+            place,
+            directory: CString::try_from_fmt(fmt!("{}", place))
+                .map_err(|err| place.refusal(err, What::Directory))?,
+        })
+    }
 
-/// Reads a feature, which a frontend that does not have it need not name.
-fn is_set(frontend: &CStr, node: &CStr) -> bool {
-    xenstore::read(frontend, node)
-        .and_then(|value| value.number())
-        .is_ok_and(|value| value != 0)
-}
+    /// Reads one that may be missing.
+    fn read(&self, node: Node) -> Result<Option<Value>, Refusal<'a>> {
+        let read = |name: &CStr| xenstore::read_optional(&self.directory, name);
+        match node {
+            Node::Name(name) => read(name),
+            Node::Grant(index) => {
+                CString::try_from_fmt(fmt!("ring-ref{}", index)).and_then(|name| read(&name))
+            }
+        }
+        .map_err(|err| self.place.refusal(err, What::Read(node)))
+    }
 
-/// Reads a number that has to be in the range that was offered. `None` if there is none.
-fn within(
-    frontend: &CStr,
-    node: &CStr,
-    range: RangeInclusive<u32>,
-) -> Result<Option<u32>, Refusal> {
-    let value = xenstore::read_optional(frontend, node)
-        .and_then(|value| value.map(|value| value.number()).transpose())
-        .map_err(|err| refusal(err, fmt!("reading {}/{}", frontend, node)))?;
-    match value {
-        Some(value) if !range.contains(&value) => Err(refusal(
-            EINVAL,
-            fmt!(
-                "{}/{} is {}, offered was {} to {}",
-                frontend,
-                node,
-                value,
-                *range.start(),
-                *range.end()
-            ),
-        )),
-        value => Ok(value),
+    /// Reads a number, which may be missing.
+    fn number_if_any(&self, node: Node) -> Result<Option<u32>, Refusal<'a>> {
+        self.read(node)?
+            .map(|value| value.number())
+            .transpose()
+            .map_err(|err| self.place.refusal(err, What::Read(node)))
+    }
+
+    /// Reads a number that has to be there.
+    fn number(&self, node: Node) -> Result<u32, Refusal<'a>> {
+        self.number_if_any(node)?
+            .ok_or_else(|| self.place.refusal(ENOENT, What::Read(node)))
+    }
+
+    /// Reads a feature, which a frontend that does not have it need not name.
+    fn is_set(&self, name: &'static CStr) -> bool {
+        self.number(Node::Name(name)).is_ok_and(|value| value != 0)
+    }
+
+    /// Reads a number that has to be in the range that was offered. `None` if there is none.
+    fn within(
+        &self,
+        name: &'static CStr,
+        range: RangeInclusive<u32>,
+    ) -> Result<Option<u32>, Refusal<'a>> {
+        match self.number_if_any(Node::Name(name))? {
+            Some(value) if !range.contains(&value) => {
+                Err(self.place.refusal(EINVAL, What::Range(name, value, range)))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// The layout that the frontend says its requests have.
+    fn abi(&self) -> Result<Abi, Refusal<'a>> {
+        let node = self.read(Node::Name(c"protocol"))?;
+        Abi::from_node(node.as_ref().map(Value::as_bytes))
+            .map_err(|_| self.place.refusal(EINVAL, What::Protocol))
     }
 }
 
-/// Maps the ring whose grants are named in `directory`. A ring of one page may be in either node:
+/// Maps the ring whose grants are named in the nodes. A ring of one page may be in either node:
 /// without an order in that for one page, which a frontend before this one may have left beside the
 /// other, and the reverse.
-fn map_ring(dev: &Device, directory: &CStr, order: Option<u32>) -> Result<RingMemory, Refusal> {
+fn map_ring<'a>(
+    dev: &Device,
+    nodes: &Nodes<'a>,
+    order: Option<u32>,
+) -> Result<RingMemory, Refusal<'a>> {
+    let place = nodes.place;
     let mut grefs = [0; MAX_RING_PAGES];
     let pages = 1usize.wrapping_shl(order.unwrap_or(0));
     let Some(grefs) = grefs.get_mut(..pages) else {
-        return Err(refusal(EINVAL, fmt!("a ring of {} pages", pages)));
+        return Err(place.refusal(EINVAL, What::Pages(pages)));
     };
+    let (only, first) = (Node::Name(c"ring-ref"), Node::Grant(0));
     match (order, &mut *grefs) {
-        (None, [gref]) => {
-            *gref = number(directory, c"ring-ref").or_else(|_| number(directory, c"ring-ref0"))?;
-        }
-        (Some(_), [gref]) => {
-            *gref = number(directory, c"ring-ref0").or_else(|_| number(directory, c"ring-ref"))?;
-        }
+        (None, [gref]) => *gref = nodes.number(only).or_else(|_| nodes.number(first))?,
+        (Some(_), [gref]) => *gref = nodes.number(first).or_else(|_| nodes.number(only))?,
         (_, grefs) => {
             let mut index = 0u32;
             for gref in grefs {
-                let node = CString::try_from_fmt(fmt!("ring-ref{}", index))
-                    .map_err(|_| refusal(ENOMEM, fmt!("reading {}", directory)))?;
-                *gref = number(directory, &node)?;
+                *gref = nodes.number(Node::Grant(index))?;
                 index = index.wrapping_add(1);
             }
         }
     }
-    RingMemory::map(dev, grefs)
-        .map_err(|err| refusal(err, fmt!("mapping the ring in {}", directory)))
+    RingMemory::map(dev, grefs).map_err(|err| place.refusal(err, What::Map))
 }

@@ -24,12 +24,17 @@
 #![forbid(unsafe_code)]
 
 mod loops;
+mod refusal;
 
 use blkif::node::{
     DiskMode,
     Params, //
 };
 use kernel::{
+    fmt::{
+        self,
+        Display, //
+    },
     prelude::*,
     str::CString,
     sync::Arc,
@@ -66,10 +71,14 @@ use crate::{
         },
         FileMedium,
         Medium, //
-    },
-    message::Message, //
+    }, //
 };
 use loops::LoopDevice;
+pub(crate) use refusal::Refusal;
+use refusal::{
+    Purpose,
+    Why, //
+};
 
 /// Base name of the script that libxl uses for a disk without one of its own.
 const STOCK_SCRIPT: &[u8] = b"block";
@@ -151,10 +160,10 @@ pub(crate) fn take(
         Params::Absolute(path) => match Path::lookup(path) {
             Ok(found) if found.is_regular() => Some((path, found)),
             Ok(_) if helper.is_some() => {
-                return asked.refused(Message::new(fmt!("{}: no regular file", path)), None);
+                return asked.refused(&Why::NotRegular.of(path), None);
             }
             Err(err) if helper.is_some() => {
-                return asked.refused(refuse(path, err, asked.purpose()), None);
+                return asked.refused(&Why::Unopened(asked.purpose(), err).of(path), None);
             }
             _ => return Ok(Handover::Script),
         },
@@ -195,7 +204,7 @@ pub(crate) fn take(
             }
             Ok(Handover::Medium(medium))
         }
-        Err(message) => asked.refused(message, numbers),
+        Err(refusal) => asked.refused(&refusal, numbers),
     }
 }
 
@@ -249,18 +258,47 @@ pub(crate) enum Behind {
     Medium(Medium),
 }
 
+/// Why a medium that the toolstack has named cannot be used.
+pub(crate) enum Unusable {
+    /// The file is not one for a guest, or not now.
+    Refused(Refusal),
+    /// The backend directory cannot be read.
+    Unread(Error),
+}
+
+impl From<Refusal> for Unusable {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Error> for Unusable {
+    fn from(err: Error) -> Self {
+        Self::Unread(err)
+    }
+}
+
+impl Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => refusal.fmt(f),
+            Self::Unread(err) => f.write_fmt(fmt!("reading the backend directory: {:?}", *err)),
+        }
+    }
+}
+
 /// What is behind the block device with these numbers, which a script has named as the medium of a disk. May sleep.
 ///
 /// # Errors
 ///
-/// A message for the administrator.
+/// Why it cannot be used.
 pub(crate) fn behind(
     files: &Arc<FilesInUse>,
     binding: &Binding,
     speaker: &Arc<Speaker>,
     (major, minor): (u32, u32),
     mode: DiskMode,
-) -> Result<Behind, Message> {
+) -> Result<Behind, Unusable> {
     let disk = binding.device().nodename();
     let Some(device) = LoopDevice::find(major, minor) else {
         return Ok(Behind::Nothing);
@@ -278,11 +316,11 @@ pub(crate) fn behind(
         binding,
         speaker,
         mode,
-        drive: is_drive(disk).map_err(unread)?,
+        drive: is_drive(disk)?,
         again: false,
     };
     if device.whole && made_by_script(disk) {
-        return asked.open(&name, path, Some(&device)).map(Behind::Medium);
+        return Ok(Behind::Medium(asked.open(&name, path, Some(&device))?));
     }
     let part = if device.whole {
         0..u64::MAX
@@ -317,16 +355,18 @@ fn made_by_script(disk: &CStr) -> bool {
 ///
 /// # Errors
 ///
-/// A message for the administrator.
+/// Why it cannot be used.
 pub(crate) fn change(
     files: &Arc<FilesInUse>,
     binding: &Binding,
     speaker: &Arc<Speaker>,
     now: &Medium,
-) -> Result<Option<Medium>, Message> {
+) -> Result<Option<Medium>, Unusable> {
     let disk = binding.device().nodename();
-    let node = |name| xenstore::read_optional(disk, name).map_err(unread);
-    let (Some(params), Some(mode)) = (node(c"params")?, node(c"mode")?) else {
+    let (Some(params), Some(mode)) = (
+        xenstore::read_optional(disk, c"params")?,
+        xenstore::read_optional(disk, c"mode")?,
+    ) else {
         return Ok(None);
     };
     let asked = Disk {
@@ -340,19 +380,17 @@ pub(crate) fn change(
     let medium = match Params::from_node(params.as_c_str()) {
         Params::Nothing => Medium::Empty(asked.mode),
         Params::Relative => {
-            return Err(Message::new(fmt!(
-                "{}: a medium needs an absolute path",
-                params.as_c_str()
-            )));
+            return Err(Why::Relative.of(params.as_c_str()).into());
         }
         Params::Absolute(path) => {
-            let found = Path::lookup(path).map_err(|err| refuse(path, err, asked.purpose()))?;
+            let found =
+                Path::lookup(path).map_err(|err| Why::Unopened(asked.purpose(), err).of(path))?;
             // A new file under the name of the old one is another medium, a new name of the old one is not.
             if now.identity() == Some(found.identity()) {
                 return Ok(None);
             }
             if !found.is_regular() {
-                return Err(no_file(path));
+                return Err(Why::NotForDrive.of(path).into());
             }
             asked.open(path, found, None)?
         }
@@ -369,23 +407,23 @@ impl Disk<'_> {
         self.binding.device().nodename()
     }
 
-    fn purpose(&self) -> &'static str {
+    fn purpose(&self) -> Purpose {
         if self.mode.writable {
-            "writing"
+            Purpose::Writing
         } else {
-            "reading"
+            Purpose::Reading
         }
     }
 
     /// Leaves a message for the helper, and which file it is about. A drive that a guest has already goes on without a
     /// medium.
-    fn refused(&self, message: Message, numbers: Option<(u32, u32, u64)>) -> Result<Handover> {
-        self.speaker.warn(fmt!("{}", &*message));
+    fn refused(&self, refusal: &Refusal, numbers: Option<(u32, u32, u64)>) -> Result<Handover> {
+        self.speaker.warn(fmt!("{}", *refusal));
         if self.again && self.drive {
             return Ok(Handover::Medium(Medium::Empty(self.mode)));
         }
         self.binding.publish(|xbt| {
-            xbt.write(self.name(), c"hotplug-error", fmt!("{}", &*message))?;
+            xbt.write(self.name(), c"hotplug-error", fmt!("{}", *refusal))?;
             numbers.map_or(Ok(()), |numbers| opened_file(xbt, self.name(), numbers))
         })?;
         Ok(Handover::Refused)
@@ -397,22 +435,16 @@ impl Disk<'_> {
         path: &CStr,
         file: Path,
         device: Option<&LoopDevice>,
-    ) -> Result<Medium, Message> {
+    ) -> Result<Medium, Refusal> {
         if file.size() == 0 {
             if self.drive {
                 // What libxl puts into a drive that is to be empty.
                 return Ok(Medium::Empty(self.mode));
             }
-            return Err(Message::new(fmt!(
-                "{}: the file is empty; give it a size with truncate -s",
-                path
-            )));
+            return Err(Why::Empty.of(path));
         }
         if self.mode.writable && !self.mode.shared && !self.again && file.is_write_protected() {
-            return Err(Message::new(fmt!(
-                "File {} is read-only, and so I will not mount it read-write in a guest domain.",
-                path
-            )));
+            return Err(Why::WriteProtected.of(path));
         }
         self.open_file(path, file, device).map(Medium::File)
     }
@@ -423,11 +455,11 @@ impl Disk<'_> {
         path: &CStr,
         file: Path,
         device: Option<&LoopDevice>,
-    ) -> Result<FileMedium, Message> {
+    ) -> Result<FileMedium, Refusal> {
         let claim = self.claim(path, &file, self.use_of(0..u64::MAX, true, device))?;
         let open = file
             .open(access(self.mode))
-            .map_err(|err| refuse(path, err, self.purpose()))?;
+            .map_err(|err| Why::Unopened(self.purpose(), err).of(path))?;
         self.see_to_others(path, &file, &claim)?;
         CString::try_from(path)
             .map_err(Error::from)
@@ -441,7 +473,7 @@ impl Disk<'_> {
                     self.speaker.clone(),
                 )
             })
-            .map_err(|err| refuse(path, err, "the guest"))
+            .map_err(|err| Why::Unopened(Purpose::Guest, err).of(path))
     }
 
     fn use_of(&self, part: core::ops::Range<u64>, opens: bool, device: Option<&LoopDevice>) -> Use {
@@ -455,7 +487,7 @@ impl Disk<'_> {
     }
 
     /// Claims a file for the disk. Waits a moment for who has it still.
-    fn claim(&self, path: &CStr, file: &Path, how: Use) -> Result<Claim, Message> {
+    fn claim(&self, path: &CStr, file: &Path, how: Use) -> Result<Claim, Refusal> {
         let mut looks = 0;
         loop {
             match self.files.claim(file, how.clone()) {
@@ -464,19 +496,12 @@ impl Disk<'_> {
                     fsleep(PAUSE);
                 }
                 Err(Unclaimed::InUse { domid, mode }) => {
-                    return Err(Message::new(fmt!(
-                        "{}: already in use by guest {} for {}; only readers can share a file (mode 'w!' \
-                         shares it all the same)",
-                        path,
-                        domid,
-                        if mode.writable {
-                            "writing"
-                        } else {
-                            "reading"
-                        },
-                    )));
+                    let writes = mode.writable;
+                    return Err(Why::Guest { domid, writes }.of(path));
                 }
-                Err(Unclaimed::Failed(err)) => return Err(refuse(path, err.into(), "the guest")),
+                Err(Unclaimed::Failed(err)) => {
+                    return Err(Why::Unopened(Purpose::Guest, err.into()).of(path))
+                }
             }
             looks = looks.wrapping_add(1);
         }
@@ -484,15 +509,12 @@ impl Disk<'_> {
 
     /// Refuses a file that the disk has claimed if somebody in this domain has it in a way that excludes the guest.
     /// Waits a moment for them to let go.
-    fn see_to_others(&self, path: &CStr, file: &Path, claim: &Claim) -> Result<(), Message> {
+    fn see_to_others(&self, path: &CStr, file: &Path, claim: &Claim) -> Result<(), Refusal> {
         if self.mode.shared {
             return Ok(());
         }
         if file.is_swap() {
-            return Err(Message::new(fmt!(
-                "{}: this domain swaps to it; swapoff first",
-                path
-            )));
+            return Err(Why::Swap.of(path));
         }
         if self.again {
             return Ok(());
@@ -500,20 +522,7 @@ impl Disk<'_> {
         let mut looks = 0;
         while let Some(other) = self.other(file, claim) {
             if looks == LOOKS || self.binding.is_over() {
-                return Err(match other {
-                    Someone::Loop((major, minor)) => Message::new(fmt!(
-                        "{}: already in use in this domain by loop device {}:{}; umount and losetup -d it \
-                         first (mode 'w!' shares the file all the same)",
-                        path,
-                        major,
-                        minor
-                    )),
-                    Someone::Writer => Message::new(fmt!(
-                        "{}: already in use in this domain by somebody who writes to it (see losetup -a and \
-                         fuser -v); end that first (mode 'w!' shares the file all the same)",
-                        path
-                    )),
-                });
+                return Err(other.of(path));
             }
             fsleep(PAUSE);
             looks = looks.wrapping_add(1);
@@ -523,7 +532,7 @@ impl Disk<'_> {
 
     /// Who in this domain has a file that the disk has claimed, besides our disks. A guest that writes excludes loop
     /// devices and whoever writes, one that reads only a loop device that writes: a program may be finishing an image.
-    fn other(&self, file: &Path, claim: &Claim) -> Option<Someone> {
+    fn other(&self, file: &Path, claim: &Claim) -> Option<Why> {
         if claim.is_shared_by_vm(file) {
             return None;
         }
@@ -532,53 +541,10 @@ impl Disk<'_> {
             return None;
         }
         LoopDevice::of(file, |numbers| !claim.knows_loop(file, numbers))
-            .map(|device| Someone::Loop(device.numbers))
+            .map(|device| Why::Loop(device.numbers))
             .or(
                 (writer && (self.mode.writable || file.may_be_behind_loop()))
-                    .then_some(Someone::Writer),
+                    .then_some(Why::Writer),
             )
-    }
-}
-
-/// Who has a file, besides our disks.
-enum Someone {
-    /// A loop device with these numbers.
-    Loop((u32, u32)),
-    /// Somebody who has it open for writing.
-    Writer,
-}
-
-fn refuse(path: &CStr, err: Error, purpose: &str) -> Message {
-    Message::new(fmt!(
-        "{}: cannot be opened for {}: {}",
-        path,
-        purpose,
-        explain(err)
-    ))
-}
-
-fn unread(err: Error) -> Message {
-    Message::new(fmt!("reading the backend directory: {:?}", err))
-}
-
-fn no_file(path: &CStr) -> Message {
-    Message::new(fmt!(
-        "{}: only a regular file can be put into the drive of a running guest",
-        path
-    ))
-}
-
-/// What an error means for somebody who wants to use a file.
-fn explain(err: Error) -> &'static str {
-    match err {
-        _ if err == EACCES || err == EPERM => "permission denied (see ls -l and lsattr)",
-        _ if err == EROFS => "it is on a read-only file system; use mode 'r' or remount it",
-        _ if err == ENOENT => "no such file",
-        _ if err == EISDIR => "it is a directory",
-        _ if err == ETXTBSY => "it is being executed or used for swapping",
-        _ if err == EIO => "I/O error",
-        _ if err == ENOMEM => "out of memory",
-        _ if err == ENFILE => "too many open files",
-        _ => "see the kernel log",
     }
 }

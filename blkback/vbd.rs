@@ -441,7 +441,8 @@ impl Vbd {
 
     /// Says that xenstore gave an error for what is asked first, and closes the disk.
     fn give_up(&self, err: Error) -> Source {
-        self.binding.fatal(err, c"reading the backend directory");
+        self.binding
+            .fatal(err, fmt!("reading the backend directory"));
         Source::Failed
     }
 
@@ -494,14 +495,17 @@ impl Vbd {
                 self.leave(life);
             }
             State::Reconfiguring | State::Reconfigured | State::Invalid => {
-                self.refuse(EINVAL, c"the frontend is in a state that it cannot be in");
+                self.refuse(
+                    EINVAL,
+                    fmt!("the frontend is in a state that it cannot be in"),
+                );
             }
         }
     }
 
     /// Does not serve the frontend as it is, and says why: in the log unless the guest has caused too many lines there, in
     /// the node `error` each time that it is about to close.
-    fn refuse(&self, err: Error, why: &CStr) {
+    fn refuse(&self, err: Error, why: fmt::Arguments<'_>) {
         if self.speaker.permits() {
             self.binding.fatal(err, why);
         } else if self.dev().state() != State::Closing {

@@ -38,7 +38,6 @@ use super::{
 };
 use crate::{
     connection::{
-        Cause,
         Connection,
         Offer,
         Refusal, //
@@ -164,13 +163,13 @@ impl Vbd {
             Err(err) => {
                 return self
                     .binding
-                    .fatal(err, c"allocating what describes the connection")
+                    .fatal(err, fmt!("allocating what describes the connection"))
             }
         };
         if let Err(err) = self.publish_properties(&properties, &disk) {
             return self
                 .binding
-                .fatal(err, c"writing the properties of the disk");
+                .fatal(err, fmt!("writing the properties of the disk"));
         }
         self.binding.switch_state(State::Connected);
         self.view.lock().connection = Some(overview);
@@ -226,9 +225,9 @@ impl Vbd {
         life: &mut Lifecycle,
         now: u64,
         seen: State,
-        refusal: &Refusal,
+        refusal: &Refusal<'_>,
     ) {
-        if refusal.cause == Cause::EventChannel && life.former.is_some() {
+        if refusal.is_about_channel() && life.former.is_some() {
             if life.former == Some(0) {
                 self.speaker.info(fmt!(
                     "waits for the requests of the driver that had it before"
@@ -247,7 +246,7 @@ impl Vbd {
         if self.has_moved_on(seen) {
             return self.look_again(life);
         }
-        self.refuse(refusal.error, &refusal.what);
+        self.refuse(refusal.error, fmt!("{}", *refusal));
     }
 
     /// Is the frontend in another state than when we began, or not one that has set up its side? We are told of states

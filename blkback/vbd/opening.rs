@@ -12,7 +12,6 @@ use blkif::node::{
 };
 use kernel::{
     prelude::*,
-    str::CString,
     sync::Arc, //
 };
 use xen_bindings::xen::xenstore;
@@ -45,7 +44,7 @@ impl Vbd {
                 Ok(Some(Report::Ready)) => match Arc::new(medium, GFP_KERNEL) {
                     Ok(medium) => (Source::Open(medium), false),
                     Err(_) => {
-                        self.binding.fatal(ENOMEM, c"opening a file");
+                        self.binding.fatal(ENOMEM, fmt!("opening a file"));
                         (Source::Failed, false)
                     }
                 },
@@ -53,7 +52,7 @@ impl Vbd {
                 Ok(Some(Report::Failed)) => (Source::Failed, false),
                 Ok(None) => (Source::Ready(medium), false),
                 Err(err) => {
-                    self.binding.fatal(err, c"reading hotplug-status");
+                    self.binding.fatal(err, fmt!("reading hotplug-status"));
                     (Source::Failed, false)
                 }
             },
@@ -70,19 +69,19 @@ impl Vbd {
 
     /// Opens the block device that a script has named, if it has. Errors have been reported.
     fn open_device(&self) -> Result<Option<Arc<Medium>>> {
-        let fatal = |err: Error, what: &CStr| {
-            self.binding.fatal(err, what);
+        let fatal = |err: Error, what: &str| {
+            self.binding.fatal(err, fmt!("{}", what));
             err
         };
         let Some(node) = xenstore::read_optional(self.name(), c"physical-device")
-            .map_err(|err| fatal(err, c"reading physical-device"))?
+            .map_err(|err| fatal(err, "reading physical-device"))?
         else {
             return Ok(None);
         };
         let numbers = device_numbers(node.as_bytes())
-            .map_err(|_| fatal(EINVAL, c"physical-device is not of the form major:minor"))?;
+            .map_err(|_| fatal(EINVAL, "physical-device is not of the form major:minor"))?;
         let mode =
-            xenstore::read(self.name(), c"mode").map_err(|err| fatal(err, c"reading mode"))?;
+            xenstore::read(self.name(), c"mode").map_err(|err| fatal(err, "reading mode"))?;
         let mode = DiskMode::from_node(mode.as_bytes());
         let behind = handover::behind(
             &self.context.files,
@@ -91,14 +90,17 @@ impl Vbd {
             numbers,
             mode,
         )
-        .map_err(|message| fatal(EBUSY, &message))?;
+        .map_err(|unusable| {
+            self.binding.fatal(EBUSY, fmt!("{}", unusable));
+            EBUSY
+        })?;
         let medium = match behind {
             Behind::Medium(medium) => medium,
             Behind::Device(backing) => self.open_numbers(numbers, mode, Some(backing))?,
             Behind::Nothing => self.open_numbers(numbers, mode, None)?,
         };
         Ok(Some(
-            Arc::new(medium, GFP_KERNEL).map_err(|_| fatal(ENOMEM, c"opening a block device"))?,
+            Arc::new(medium, GFP_KERNEL).map_err(|_| fatal(ENOMEM, "opening a block device"))?,
         ))
     }
 
@@ -118,12 +120,10 @@ impl Vbd {
                 } else {
                     ""
                 };
-                match CString::try_from_fmt(fmt!(
-                    "opening block device {major:x}:{minor:x} for {access}{hint}"
-                )) {
-                    Ok(what) => self.binding.fatal(*err, &what),
-                    Err(_) => self.binding.fatal(*err, c"opening a block device"),
-                }
+                self.binding.fatal(
+                    *err,
+                    fmt!("opening block device {major:x}:{minor:x} for {access}{hint}"),
+                );
             })
     }
 
@@ -138,17 +138,17 @@ impl Vbd {
         match handover::is_drive(self.name()) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(err) => return self.binding.error(err, c"changing the medium"),
+            Err(err) => return self.binding.error(err, fmt!("changing the medium")),
         }
         let change = handover::change(&self.context.files, &self.binding, &self.speaker, medium);
         let medium = match change {
             Ok(None) => return,
             Ok(Some(medium)) => medium,
-            Err(message) => return self.binding.error(EINVAL, &message),
+            Err(unusable) => return self.binding.error(EINVAL, fmt!("{}", unusable)),
         };
         let medium = match Arc::new(medium, GFP_KERNEL) {
             Ok(medium) => medium,
-            Err(_) => return self.binding.error(ENOMEM, c"changing the medium"),
+            Err(_) => return self.binding.error(ENOMEM, fmt!("changing the medium")),
         };
         match medium.path() {
             Some(path) => self.speaker.info(fmt!("medium changed to file {}", path)),

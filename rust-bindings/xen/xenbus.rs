@@ -23,6 +23,7 @@ use kernel::{
         from_result,
         to_result, //
     },
+    fmt,
     prelude::*,
     str::CString,
     sync::{
@@ -107,39 +108,39 @@ impl Binding {
     }
 
     /// Reports an error in the log and in the `error` node of this end, unless the driver has been unbound. May sleep.
-    pub fn error(&self, err: Error, message: &CStr) {
+    pub fn error(&self, err: Error, message: fmt::Arguments<'_>) {
         if self.is_over() {
             return;
         }
-        // SAFETY: The device is valid, and the format takes exactly the one string given.
+        // SAFETY: The device is valid, and the format takes exactly one `fmt::Arguments`.
         unsafe {
             raw::xenbus_dev_error(
                 self.dev.as_ptr(),
                 err.to_errno(),
-                c"%s".as_char_ptr(),
-                message.as_char_ptr(),
+                c"%pA".as_char_ptr(),
+                (&raw const message).cast::<c_void>(),
             )
         }
     }
 
     /// As [`Binding::error`], and publishes [`State::Closing`]. May sleep.
-    pub fn fatal(&self, err: Error, message: &CStr) {
+    pub fn fatal(&self, err: Error, message: fmt::Arguments<'_>) {
         if self.is_over() {
             return;
         }
-        // SAFETY: The device is valid, and the format takes exactly the one string given.
+        // SAFETY: The device is valid, and the format takes exactly one `fmt::Arguments`.
         unsafe {
             raw::xenbus_dev_fatal(
                 self.dev.as_ptr(),
                 err.to_errno(),
-                c"%s".as_char_ptr(),
-                message.as_char_ptr(),
+                c"%pA".as_char_ptr(),
+                (&raw const message).cast::<c_void>(),
             )
         }
     }
 
     /// As [`Binding::fatal`], but without a line in the log: for what a guest could cause again and again. May sleep.
-    pub fn fatal_unlogged(&self, err: Error, message: &CStr) {
+    pub fn fatal_unlogged(&self, err: Error, message: fmt::Arguments<'_>) {
         if self.is_over() {
             return;
         }

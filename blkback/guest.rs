@@ -17,6 +17,7 @@ use core::ops::Deref;
 use kernel::{
     new_mutex,
     prelude::*,
+    rbtree::RBTree,
     sync::{
         atomic::{
             Atomic,
@@ -39,13 +40,12 @@ pub(crate) trait Wake: Send + Sync + 'static {
 #[pin_data]
 pub(crate) struct Guests {
     #[pin]
-    list: Mutex<Option<KBox<Entry>>>,
+    list: Mutex<RBTree<u16, Entry>>,
 }
 
 struct Entry {
     guest: Arc<Guest>,
     disks: usize,
-    next: Option<KBox<Entry>>,
 }
 
 /// What the disks of one guest share.
@@ -81,7 +81,7 @@ impl Guests {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                list <- new_mutex!(None),
+                list <- new_mutex!(RBTree::new()),
             }),
             GFP_KERNEL,
         )
@@ -90,16 +90,12 @@ impl Guests {
     /// The guest with the number `domid`, for another disk. May sleep.
     pub(crate) fn of_disk(self: &Arc<Self>, domid: u16) -> Result<GuestOfDisk> {
         let mut list = self.list.lock();
-        let mut next = (*list).as_mut();
-        while let Some(entry) = next {
-            if entry.guest.domid == domid {
-                entry.disks = entry.disks.wrapping_add(1);
-                return Ok(GuestOfDisk {
-                    guest: entry.guest.clone(),
-                    guests: self.clone(),
-                });
-            }
-            next = entry.next.as_mut();
+        if let Some(entry) = list.get_mut(&domid) {
+            entry.disks = entry.disks.wrapping_add(1);
+            return Ok(GuestOfDisk {
+                guest: entry.guest.clone(),
+                guests: self.clone(),
+            });
         }
         let share = Arc::pin_init(Share::new(), GFP_KERNEL)?;
         let guest = Arc::pin_init(
@@ -114,16 +110,11 @@ impl Guests {
             }),
             GFP_KERNEL,
         )?;
-        let mut entry = KBox::new(
-            Entry {
-                guest: guest.clone(),
-                disks: 1,
-                next: None,
-            },
-            GFP_KERNEL,
-        )?;
-        entry.next = list.take();
-        *list = Some(entry);
+        let entry = Entry {
+            guest: guest.clone(),
+            disks: 1,
+        };
+        list.try_create_and_insert(domid, entry, GFP_KERNEL)?;
         Ok(GuestOfDisk {
             guest,
             guests: self.clone(),
@@ -142,20 +133,11 @@ impl Deref for GuestOfDisk {
 impl Drop for GuestOfDisk {
     fn drop(&mut self) {
         let mut list = self.guests.list.lock();
-        let mut link = &mut *list;
-        while link
-            .as_ref()
-            .is_some_and(|entry| entry.guest.domid != self.guest.domid)
-        {
-            match link {
-                Some(entry) => link = &mut entry.next,
-                None => return,
-            }
-        }
-        if let Some(entry) = link {
-            entry.disks = entry.disks.wrapping_sub(1);
-            if entry.disks == 0 {
-                *link = entry.next.take();
+        if let Some(mut entry) = list.find_mut(&self.guest.domid) {
+            let disks = &mut entry.get_mut().disks;
+            *disks = disks.wrapping_sub(1);
+            if *disks == 0 {
+                entry.remove();
             }
         }
     }

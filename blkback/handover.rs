@@ -500,7 +500,7 @@ impl Disk<'_> {
                     return Err(Why::Guest { domid, writes }.of(path));
                 }
                 Err(Unclaimed::Failed(err)) => {
-                    return Err(Why::Unopened(Purpose::Guest, err.into()).of(path))
+                    return Err(Why::Unopened(Purpose::Guest, err).of(path))
                 }
             }
             looks = looks.wrapping_add(1);

@@ -14,9 +14,9 @@ use core::ops::Range;
 
 use blkif::node::DiskMode;
 use kernel::{
-    alloc::AllocError,
     new_mutex,
     prelude::*,
+    rbtree::RBTree,
     str::CString,
     sync::{
         Arc,
@@ -50,8 +50,8 @@ struct User {
     how: Use,
     /// Path of the virtual machine, which stays the same when a guest gets another domain id.
     vm: Option<Value>,
+    /// Number of its claim.
     claim: u64,
-    next: Option<KBox<User>>,
 }
 
 impl User {
@@ -74,11 +74,11 @@ pub(crate) enum Unclaimed {
     /// The use of a disk of this domain excludes ours.
     InUse { domid: u16, mode: DiskMode },
     /// There is no memory for it.
-    Failed(AllocError),
+    Failed(Error),
 }
 
-impl From<AllocError> for Unclaimed {
-    fn from(err: AllocError) -> Self {
+impl From<Error> for Unclaimed {
+    fn from(err: Error) -> Self {
         Self::Failed(err)
     }
 }
@@ -91,19 +91,14 @@ pub(crate) struct FilesInUse {
 }
 
 struct Users {
-    first: Option<KBox<User>>,
+    /// By the number of the claim.
+    all: RBTree<u64, User>,
     next_claim: u64,
 }
 
 impl Users {
     fn of(&self, file: usize) -> impl Iterator<Item = &User> {
-        let mut next = self.first.as_deref();
-        core::iter::from_fn(move || {
-            let user = next?;
-            next = user.next.as_deref();
-            Some(user)
-        })
-        .filter(move |user| user.file == file)
+        self.all.values().filter(move |user| user.file == file)
     }
 
     /// How many at most have the file open for writing on our behalf.
@@ -131,7 +126,7 @@ impl FilesInUse {
         Arc::pin_init(
             pin_init!(Self {
                 users <- new_mutex!(Users {
-                    first: None,
+                    all: RBTree::new(),
                     next_claim: 0,
                 }),
             }),
@@ -158,19 +153,14 @@ impl FilesInUse {
             });
         }
         let number = users.next_claim;
-        let mut user = KBox::new(
-            User {
-                file,
-                how,
-                vm,
-                claim: number,
-                next: None,
-            },
-            GFP_KERNEL,
-        )?;
-        user.next = users.first.take();
+        let user = User {
+            file,
+            how,
+            vm,
+            claim: number,
+        };
+        users.all.try_create_and_insert(number, user, GFP_KERNEL)?;
         users.next_claim = number.wrapping_add(1);
-        users.first = Some(user);
         Ok(Claim {
             files: self.clone(),
             number,
@@ -244,15 +234,6 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut users = self.files.users.lock();
-        let mut link = &mut users.first;
-        while link.as_ref().is_some_and(|user| user.claim != self.number) {
-            match link {
-                Some(user) => link = &mut user.next,
-                None => return,
-            }
-        }
-        if let Some(user) = link.take() {
-            *link = KBox::into_inner(user).next;
-        }
+        users.all.remove(&self.number);
     }
 }

@@ -28,7 +28,8 @@ mod refusal;
 
 use blkif::node::{
     DiskMode,
-    Params, //
+    Params,
+    Script, //
 };
 use kernel::{
     fmt::{
@@ -80,10 +81,7 @@ use refusal::{
     Why, //
 };
 
-/// Base name of the script that libxl uses for a disk without one of its own.
-const STOCK_SCRIPT: &[u8] = b"block";
-
-/// What its name gets to become that of our helper, in the same directory.
+/// What the name of libxl's own script gets to become that of our helper, in the same directory.
 const HELPER_SUFFIX: &str = "-rs";
 
 /// How often, and with what pauses, it is looked again whether a file that is in use is so still. The guest or the loop
@@ -133,21 +131,18 @@ pub(crate) fn take(
         return Ok(Handover::Script);
     };
     // A disk that we have seen before has our helper already.
-    let (stock, helper) = match script.as_bytes().strip_suffix(HELPER_SUFFIX.as_bytes()) {
-        Some(stock) => (stock, Some(CString::try_from(script.as_c_str())?)),
-        None => (script.as_bytes(), None),
+    let has_helper = match Script::from_node(script.as_bytes(), HELPER_SUFFIX.as_bytes()) {
+        Script::Stock => false,
+        Script::Helper => true,
+        Script::Other => return Ok(Handover::Script),
     };
-    let is_stock = stock
-        .strip_suffix(STOCK_SCRIPT)
-        .is_some_and(|directory| directory.ends_with(b"/"));
     if kind.as_bytes() != b"phy"
-        || !is_stock
         // A script has made a device of the file, and will want to undo that.
         || xenstore::read_optional(disk, c"physical-device")?.is_some()
     {
         return Ok(Handover::Script);
     }
-    let again = helper.is_some() && matches!(report(disk)?, Some(Report::Ready));
+    let again = has_helper && matches!(report(disk)?, Some(Report::Ready));
     let asked = Disk {
         files,
         binding,
@@ -159,10 +154,10 @@ pub(crate) fn take(
     let found = match Params::from_node(params.as_c_str()) {
         Params::Absolute(path) => match Path::lookup(path) {
             Ok(found) if found.is_regular() => Some((path, found)),
-            Ok(_) if helper.is_some() => {
+            Ok(_) if has_helper => {
                 return asked.refused(&Why::NotRegular.of(path), None);
             }
-            Err(err) if helper.is_some() => {
+            Err(err) if has_helper => {
                 return asked.refused(&Why::Unopened(asked.purpose(), err).of(path), None);
             }
             _ => return Ok(Handover::Script),
@@ -173,7 +168,7 @@ pub(crate) fn take(
         Params::Relative => None,
         Params::Nothing => return Ok(Handover::Script),
     };
-    if helper.is_none() {
+    if !has_helper {
         if params::keep_script() {
             return Ok(Handover::Script);
         }

@@ -158,6 +158,41 @@ impl DiskMode {
     }
 }
 
+/// What sets up the disk for the toolstack (node `script`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Script {
+    /// The one that libxl uses for a disk without one of its own: `block`, in whatever directory.
+    Stock,
+    /// The one that stands in for it, with a suffix to its name.
+    Helper,
+    /// Another one.
+    Other,
+}
+
+impl Script {
+    /// From the value of the node; `suffix` is what the helper's name ends with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use blkif::node::Script;
+    ///
+    /// assert_eq!(Script::from_node(b"/etc/xen/scripts/block", b"-own"), Script::Stock);
+    /// assert_eq!(Script::from_node(b"/etc/xen/scripts/block-own", b"-own"), Script::Helper);
+    /// assert_eq!(Script::from_node(b"/etc/xen/scripts/block-nbd", b"-own"), Script::Other);
+    /// ```
+    pub fn from_node(script: &[u8], suffix: &[u8]) -> Self {
+        let is_stock = |path: &[u8]| path.ends_with(b"/block");
+        if is_stock(script) {
+            Self::Stock
+        } else if script.strip_suffix(suffix).is_some_and(is_stock) {
+            Self::Helper
+        } else {
+            Self::Other
+        }
+    }
+}
+
 /// The medium that the toolstack names (node `params`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Params<'a> {

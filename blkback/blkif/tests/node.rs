@@ -8,6 +8,7 @@ use blkif::node::{
     DiskMode,
     Malformed,
     Params,
+    Script,
     State, //
 };
 use std::ffi::{
@@ -49,6 +50,28 @@ fn numbers() {
     assert_eq!(number(&[b'0'; 4096]), Ok(0));
     assert_eq!(number(&[b'9'; 4096]), Err(Malformed));
     assert_eq!(Malformed.to_string(), "malformed value of a node");
+}
+
+#[test]
+fn scripts() {
+    for (value, expected) in [
+        (&b"/etc/xen/scripts/block"[..], Script::Stock),
+        (b"/block", Script::Stock),
+        (b"/etc/xen/scripts/block-x", Script::Helper),
+        (b"/block-x", Script::Helper),
+        (b"block", Script::Other),
+        (b"block-x", Script::Other),
+        (b"/etc/xen/scripts/myblock", Script::Other),
+        (b"/etc/xen/scripts/block/", Script::Other),
+        (b"/etc/xen/scripts/block\0", Script::Other),
+        (b"/etc/xen/scripts/block-x-x", Script::Other),
+        (b"/etc/xen/scripts/block-xx", Script::Other),
+        (b"/etc/xen/scripts/block-", Script::Other),
+        (b"-x", Script::Other),
+        (b"", Script::Other),
+    ] {
+        assert_eq!(Script::from_node(value, b"-x"), expected, "{value:?}");
+    }
 }
 
 #[test]

@@ -380,7 +380,7 @@ impl<'a> Nodes<'a> {
 }
 
 /// Maps the ring whose grants are named in the nodes. A ring of one page may be in either node:
-/// without an order in that for one page, which a frontend before this one may have left beside the
+/// without an order in that for one page, which a frontend before this one may have left besides the
 /// other, and the reverse.
 fn map_ring<'a>(
     dev: &Device,

@@ -114,12 +114,12 @@ const HELD_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(5);
 /// or for the pages that other guests, or whoever else maps pages, have mapped.
 const SHORTAGE_PAUSE: kernel::time::Delta = kernel::time::Delta::from_millis(20);
 
-/// When memory is short, what has not been used for so long is given back, in milliseconds, at most once in this
+/// When memory is short, what has not been used for this time is given back, in milliseconds, at most once in the same
 /// time. The xenbus asks at each pass of the kernel's reclaim, as long as that goes on; what is in use
 /// would have to be mapped and allocated again at once.
 const RECLAIM_PAUSE: u32 = 1000;
 
-/// After so many rounds of taking and answering requests the worker looks at what else there is to do.
+/// After this many rounds of taking and answering requests the worker looks at what else there is to do.
 const ROUNDS: u32 = 256;
 
 /// Longest time between two looks at what has not been used for a while, in milliseconds: after so

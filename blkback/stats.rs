@@ -145,7 +145,7 @@ impl Latency {
         }
     }
 
-    /// A request has been answered that took so long.
+    /// Counts a request that has been answered, and the time it took.
     pub(crate) fn add(&self, action: Action, nanoseconds: u64) {
         let bits = u64::BITS.wrapping_sub((nanoseconds >> 10).leading_zeros());
         let row = self.0.get(Self::row(action));

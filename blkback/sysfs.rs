@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk's files in sysfs, for programs and administrators: beside the files that the bus has of its device.
+//! A disk's files in sysfs, for programs and administrators: besides those that the bus has of its device.
 //!
 //! Owns nothing. Reading and writing them waits for nothing that happens to the disk.
 

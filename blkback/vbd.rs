@@ -182,7 +182,7 @@ enum Source {
 }
 
 impl View {
-    /// Whether the guest may write, as the toolstack writes it: nothing, without a medium.
+    /// The mode of the medium (`r`, `w` or `w!`), empty without one.
     fn mode(&self) -> &'static CStr {
         match &self.medium {
             Shown::Open(medium) => medium.mode().text(),
@@ -271,7 +271,7 @@ impl Vbd {
         }
     }
 
-    /// Whether the guest may write, as the toolstack writes it. As above.
+    /// The mode of the medium (`r`, `w` or `w!`), empty without one.
     pub(crate) fn access_mode(&self) -> &'static CStr {
         self.view.lock().mode()
     }

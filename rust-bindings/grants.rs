@@ -121,7 +121,7 @@ fn say_foreign() {
 
 impl Grants {
     /// Prepares for grants of the domain `domid`, which stay mapped if they are `persistent`, for a ring of
-    /// so many pages. `share` is the guest's. May sleep.
+    /// `pages` pages. `share` is the guest's. May sleep.
     ///
     /// # Errors
     ///

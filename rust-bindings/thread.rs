@@ -51,7 +51,7 @@ pub trait Worker: Send + Sync + 'static {
     fn work(this: &Arc<Self>) -> Option<u64>;
 }
 
-/// Whether a thread's work is wanted.
+/// A flag: the thread's work is wanted.
 pub struct Wanted(Atomic<bool>);
 
 impl Default for Wanted {
@@ -179,7 +179,7 @@ impl<T: Worker> Thread<T> {
         0
     }
 
-    /// Sleeps until there is something to do, or for so many nanoseconds. Returns whether there is; if not, the
+    /// Sleeps until there is something to do, or for `patience` nanoseconds. Returns whether there is; if not, the
     /// thread is to end.
     fn wait(wanted: &Wanted, patience: Option<u64>) -> bool {
         loop {

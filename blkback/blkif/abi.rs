@@ -67,7 +67,7 @@ pub const SEGMENTS_PER_INDIRECT_PAGE: u16 = 512;
 // The slot has room for the pages of every request that is accepted.
 const _: () = assert!(indirect_pages(MAX_INDIRECT_SEGMENTS) <= MAX_INDIRECT_PAGES);
 
-/// Number of pages that hold so many segments, rounded up; 0 to 128.
+/// Number of pages that hold this many segments, rounded up; 0 to 128.
 ///
 /// # Examples
 ///

@@ -102,7 +102,7 @@
 //! | barrier   | `feature-barrier` = 1           | as a flush; no other request passes it         |
 //! | discard   | `feature-discard` = 1           | forgets sectors                                |
 //! |           | `discard-secure` = 1            | the same, so that nobody can recover them      |
-//! | indirect  | `feature-max-indirect-segments` | a read or a write, with up to so many segments |
+//! | indirect  | `feature-max-indirect-segments` | a read or a write, with up to this many segments |
 //!
 //! Flushes and barriers need no segment. But for barriers, requests take effect in no particular
 //! order: a frontend that wants one waits for the response to the other.

@@ -29,7 +29,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Whether a position or a length, in sectors, is a whole number of logical blocks.
+    /// Returns whether a position or a length, in sectors, is a whole number of logical blocks.
     pub(crate) const fn is_aligned(&self, sectors: u64) -> bool {
         let block_sectors = (self.logical_block_size / SECTOR_SIZE) as u64;
         sectors & block_sectors.saturating_sub(1) == 0

@@ -19,7 +19,7 @@
 //! should have taken, and a little more, the frontend waits for us: it has as many as are open. Each
 //! such failure puts off the next trial, and a frontend that has never been seen with two open requests
 //! is not tried at all. So a frontend that waits for each answer never waits longer than before, and
-//! what others wait in vain is little of what they do.
+//! others rarely wait for nothing.
 
 /// No frontend is expected to go deeper: half of it share one event, and more would save little.
 const DEEPEST: u32 = 16;
@@ -28,7 +28,7 @@ const DEEPEST: u32 = 16;
 /// rate makes of it; this is one for very slow ones.
 const LONGEST: u64 = 10_000_000;
 
-/// Answers are held for as long as the missing requests should take, and so many more.
+/// Answers are held for as long as the missing requests should take, and this many more.
 const SLACK: u32 = 4;
 
 /// A time without a request is a pause if it is this many times the usual interval.
@@ -40,15 +40,15 @@ const BUSY: u32 = 8;
 /// Least and most requests from one trial to the next.
 const TRIAL_PAUSE: (u32, u32) = (32, 4096);
 
-/// Answers held in vain that are at least so many requests apart are no reason to hold fewer.
+/// Answers that were held for nothing are no reason to hold fewer if they are at least this many requests apart.
 const CALM: u32 = 1024;
 
 /// How long the frontend need not be told of answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hold {
-    /// Until so many more requests have come, at least 1;
+    /// Until this many more requests have come, at least 1.
     pub requests: u32,
-    /// or, if they do not, for so long.
+    /// The longest time, if they do not come.
     pub nanoseconds: u64,
 }
 
@@ -66,7 +66,7 @@ pub struct Moderation {
     /// Requests to be answered before the next trial, and between two trials.
     until_trial: u32,
     pause: u32,
-    /// Requests answered since answers were last held in vain.
+    /// Requests answered since answers were last held for nothing.
     calm: u32,
     /// Mean time from one request to the next, in nanoseconds, at most [`LONGEST`].
     interval: u64,
@@ -121,14 +121,14 @@ impl Moderation {
         }
     }
 
-    /// Is a frontend with so many open requests to be told at once that so many of them are answered?
+    /// Is a frontend with `open` requests to be told at once that `answered` of them are answered?
     #[inline]
     pub fn is_enough(&self, open: u32, answered: u32) -> bool {
         // What the disk works on is not for the frontend to bring, in a trial neither.
         open >= self.target() || open.saturating_sub(answered) > self.depth / 2
     }
 
-    /// The frontend is told of so many answers, when it had so many `open` requests.
+    /// The frontend is told of `answers` answers, when it had `open` requests.
     #[inline]
     pub fn published(&mut self, answers: u32, open: u32) {
         self.since = None;

@@ -156,7 +156,7 @@ impl fmt::Display for RingError {
 ///
 /// # Invariants
 ///
-/// - `entries` is a power of two, not zero, and so many slots of the layout `abi` fit, behind a
+/// - `entries` is a power of two, not zero. That many slots of the layout `abi` fit, behind a
 ///   ring header, into the size that was given to [`BackRing::attach`].
 /// - In the circular order of indices,
 ///   `rsp_prod <= rsp_prod_pvt <= req_cons <= req_prod <= rsp_prod_pvt + entries`.
@@ -332,7 +332,7 @@ impl BackRing {
         self.event_is_among(shared, self.unpublished())
     }
 
-    /// Returns whether the frontend wants an event at one of the last so many responses written: whether
+    /// Returns whether the frontend wants an event at one of the last `responses` responses written: whether
     /// `rsp_event` is among the indices behind them.
     #[inline]
     fn event_is_among(&self, shared: &impl SharedRing, responses: u32) -> bool {

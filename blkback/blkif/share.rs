@@ -24,7 +24,7 @@
 /// What is counted for each ring besides its own pages: the segments of a request that stand in its slot.
 pub const RESERVE: u32 = crate::abi::MAX_SEGMENTS as u32;
 
-/// What requests of a guest can have in flight though the guest has its share: two of the largest ones.
+/// Pages that a guest's requests may have in flight although it has its share: those of the two largest requests.
 pub const LEAST: u32 = 2 * crate::abi::MAX_INDIRECT_SEGMENTS as u32;
 
 /// The limit for all guests is no smaller than this, so that the sixteenth for requests is enough for any.

@@ -66,9 +66,9 @@ impl Display for Node {
     }
 }
 
-/// What has been tried in vain, or what is wrong.
+/// What has failed, or what is wrong.
 pub(super) enum What {
-    /// There is no memory for so many rings.
+    /// There is no memory for this many rings.
     Rings(u32),
     Gate,
     Workqueue,
@@ -81,7 +81,7 @@ pub(super) enum What {
     /// A node has a number that has not been offered.
     Range(&'static CStr, u32, RangeInclusive<u32>),
     Protocol,
-    /// Nobody has a ring of so many pages.
+    /// No ring has this many pages.
     Pages(usize),
     Map,
     /// What the ring has in it.

@@ -72,7 +72,7 @@ enum Layout {
 }
 
 impl Layout {
-    /// How many there are in a file of so many bytes.
+    /// Number of sectors in a file of `bytes` bytes.
     fn sectors(&self, bytes: u64) -> u64 {
         match self {
             // What is left behind the last whole sector cannot be reached by a guest.
@@ -356,7 +356,7 @@ impl FileMedium {
 
     /// Before the first buffered write to a coarse file: has all that comes go through the page cache, and waits
     /// for what does not. The cache has pieces of memory (folios) that are larger than what is written:
-    /// after a direct write beside a buffered one it could not forget what it has of the place, would go on showing that,
+    /// after a direct write next to a buffered one it could not forget what it has of the place, would go on showing that,
     /// and give the guest's next flush an error. May sleep.
     fn settle(&self) {
         if self.settled.load(Acquire) {

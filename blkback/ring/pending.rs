@@ -122,7 +122,7 @@ impl Pending {
         )
     }
 
-    /// Tells whoever traces that the request, of so many bytes, has been taken.
+    /// Tells whoever traces that the request, of `bytes` bytes, has been taken.
     #[inline(always)]
     pub(crate) fn trace_start(&self, ring: &Ring, bytes: u32) {
         trace::request_start(
@@ -135,7 +135,7 @@ impl Pending {
         );
     }
 
-    /// Tells whoever traces that the request has been answered after so many nanoseconds.
+    /// Tells whoever traces that the request has been answered, and how long that took.
     #[inline(always)]
     pub(crate) fn trace_end(&self, ring: &Ring, result: Result, nanoseconds: u64) {
         let error = result.err().map_or(0, Error::to_errno);

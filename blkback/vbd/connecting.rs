@@ -63,7 +63,7 @@ const REFUSAL_PAUSE: u64 = 400_000_000;
 /// What that grows to, twice as long each time, while the frontend does not begin anew.
 const REFUSAL_PAUSE_AT_MOST: u64 = 60_000_000_000;
 
-/// For so many such times, a minute, it is tried each time whether a driver before us has let go; then each tenth time.
+/// How many times, in a minute, it is tried each time whether a driver before us has let go; then each tenth time.
 /// Giving up would cost the guest its disk.
 const FORMER_DRIVER_WAITS: u32 = 120;
 

@@ -85,7 +85,7 @@ impl Share {
         params::limits().share(ALL.load(Relaxed))
     }
 
-    /// What there is with so many more pages of requests.
+    /// What there is with `count` more pages of requests.
     fn with(&self, count: u32, all: u32) -> Mapped {
         Mapped {
             all,
@@ -96,7 +96,7 @@ impl Share {
         }
     }
 
-    /// Counts so many pages of requests, if they are permitted.
+    /// Counts `count` pages of requests, if they are permitted.
     fn take(&self, count: u32) -> bool {
         let _taking = self.taking.lock();
         let limits = params::limits();
@@ -109,7 +109,7 @@ impl Share {
         permitted
     }
 
-    /// Counts so many pages of another ring, if they are permitted.
+    /// Counts `count` pages of another ring, if they are permitted.
     fn take_ring(&self, count: u32) -> bool {
         let _taking = self.taking.lock();
         let limits = params::limits();
@@ -154,7 +154,7 @@ pub(crate) struct Credit {
 }
 
 impl Credit {
-    /// That of a ring of so many pages.
+    /// That of a ring of `pages` pages.
     ///
     /// # Errors
     ///

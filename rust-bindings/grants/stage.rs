@@ -16,7 +16,7 @@ use crate::request::{
     INLINE_SEGMENTS, //
 };
 
-/// Requests of up to so many segments are copied, larger ones mapped. For 16 segments a copy still takes
+/// Requests of up to this many segments are copied, larger ones mapped. For 16 segments a copy still takes
 /// fewer instructions than mapping and unmapping; but these do not see what it costs to move the data.
 const COPIED_SEGMENTS: usize = INLINE_SEGMENTS;
 

@@ -2,7 +2,7 @@
 
 //! Tracepoints of the module, which cost one instruction that does nothing while they are off.
 //!
-//! C header: `tracepoints.h` beside this file.
+//! C header: `tracepoints.h` in this folder.
 //! `kernel::tracepoint` does the same for tracepoints that the kernel's own bindings know.
 
 use kernel::{

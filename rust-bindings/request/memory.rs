@@ -28,7 +28,7 @@ pub struct Memory<T: Owner> {
 unsafe impl<T: Owner> Send for Memory<T> {}
 
 impl<T: Owner> Memory<T> {
-    /// Allocates, for a request of so many segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
+    /// Allocates, for a request of `segments` segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
     /// scope that forbids it.
     fn new(segments: usize) -> Result<Self> {
         let mut memory = Self {
@@ -39,7 +39,7 @@ impl<T: Owner> Memory<T> {
         Ok(memory)
     }
 
-    /// Makes room for so many segments.
+    /// Makes room for `segments` segments.
     fn grow(&mut self, segments: usize) -> Result {
         if segments > INLINE_SEGMENTS && self.large.is_none() {
             self.large = Some(mem::try_box()?);
@@ -80,7 +80,7 @@ impl<T: Owner> Spares<T> {
         Ok(spares)
     }
 
-    /// Memory for a request of so many segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
+    /// Memory for a request of `segments` segments, at most [`MAX_SEGMENTS`]. May sleep, unless in a
     /// scope that forbids it.
     ///
     /// # Errors

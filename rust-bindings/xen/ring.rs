@@ -158,7 +158,7 @@ impl SharedRing for RingMemory {
             <&mut [u32; SLOT_WORDS]>::try_from(&mut *words),
             slot.cast::<u64>().is_aligned(),
         ) {
-            // The slots of a 64-bit layout: half as many loads, and so many that the compiler knows.
+            // The slots of a 64-bit layout: half as many loads, and a number of them that the compiler knows.
             for pair in words.chunks_exact_mut(2) {
                 if let [low, high] = pair {
                     // SAFETY: `slot()` has checked that all words are in the mapping; here two of

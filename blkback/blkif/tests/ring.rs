@@ -58,7 +58,7 @@ fn overflow(req_prod: u32, rsp_prod: u32, entries: u32) -> RingError {
     }
 }
 
-/// Bytes of a ring with so many slots.
+/// Bytes of a ring with this many slots.
 fn ring_of(abi: Abi, slots: usize) -> usize {
     RING_HEADER_SIZE + slots * abi.slot_size()
 }
@@ -345,13 +345,13 @@ fn unpublished_responses_are_of_open_requests() {
 /// What can happen on a ring; numbers select among what is possible.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The frontend writes so many requests.
+    /// The frontend writes requests.
     Write(u8),
     /// The frontend publishes them.
     Push,
     /// The frontend takes all responses.
     Collect,
-    /// The backend takes so many requests.
+    /// The backend takes requests.
     Take(u8),
     /// The backend answers one request of those taken.
     Answer(u8),
@@ -373,7 +373,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Both ends of a ring and, beside it, what must be true of them.
+/// Both ends of a ring, and what must be true of them.
 struct Model<'a> {
     abi: Abi,
     memory: &'a Memory,

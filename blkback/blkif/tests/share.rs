@@ -48,7 +48,7 @@ impl Host {
         granted
     }
 
-    /// One request of so many pages; what may stay mapped does.
+    /// One request of `pages` pages; what may stay mapped does.
     fn request(&mut self, guest: usize, pages: u32, keep: bool) -> bool {
         let one = &mut self.guests[guest];
         let mut wanted = Mapped {

@@ -117,14 +117,18 @@ pub(crate) struct Segments<const N: usize> {
 /// While I/O is in flight, `data` are neither changed nor moved.
 #[repr(C)]
 pub(crate) struct Inner<T: Owner> {
+    /// In a list of requests.
     link: UnsafeCell<raw::llist_node>,
+    /// What the storage uses while it works on the request.
     target: UnsafeCell<MaybeUninit<Target>>,
+    /// In a workqueue.
     work: UnsafeCell<MaybeUninit<raw::work_struct>>,
     /// References of the submission and of the completion; the last to go finishes the request.
     pub(crate) refs: Atomic<u32>,
     /// Result of the I/O: 0 or a negative error number.
     pub(crate) result: Atomic<i32>,
     pub(crate) direction: Direction,
+    /// Number of its own segments.
     count: u16,
     /// Length of the data in bytes.
     pub(crate) bytes: u32,
@@ -132,9 +136,13 @@ pub(crate) struct Inner<T: Owner> {
     pub(crate) progress: u32,
     /// Which [`Grants`] the slots are of.
     grants: u64,
+    /// The segments, if there are few.
     small: Segments<INLINE_SEGMENTS>,
+    /// Room for all segments, also those of requests joined to it.
     large: Option<KBox<MaybeUninit<Segments<MAX_SEGMENTS>>>>,
+    /// The requests joined to it.
     pub(crate) rest: Rest<T>,
+    /// The owner's.
     data: T,
 }
 

@@ -63,8 +63,9 @@ pub struct Moderation {
     trial: bool,
     /// It has had more than one open since the last trial.
     concurrent: bool,
-    /// Requests to be answered before the next trial, and between two trials.
+    /// Requests to be answered before the next trial.
     until_trial: u32,
+    /// Requests from one trial to the next.
     pause: u32,
     /// Requests answered since answers were last held for nothing.
     calm: u32,

@@ -34,9 +34,11 @@ pub struct Entry<V> {
     bucket: u32,
     /// Next entry in the same bucket; of a free entry, the next free one.
     chain: u32,
-    /// Neighbours among the grants that nobody uses.
+    /// Of a grant that nobody uses, the next one that has not been used for longer.
     older: u32,
+    /// Of a grant that nobody uses, the next one that has been used more recently.
     newer: u32,
+    /// What goes with the grant; `None` of a free entry.
     value: Option<V>,
 }
 

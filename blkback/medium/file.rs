@@ -102,14 +102,17 @@ pub(crate) struct FileMedium {
     path: CString,
     speaker: Arc<Speaker>,
     direct: DirectIo,
+    /// The file system can be asked not to wait.
     nowait: bool,
     /// Not all that a guest may ask for can be done directly.
     coarse: bool,
-    /// Of a coarse one: all goes through the page cache, and how many direct I/Os are in flight.
+    /// Of a coarse one: all goes through the page cache.
     all_buffered: Atomic<bool>,
+    /// Of a coarse one: direct I/Os in flight.
     in_flight: Atomic<u32>,
-    /// The last of these has ended.
+    /// Of a coarse one: the last direct I/O has ended.
     settled: Atomic<bool>,
+    /// Held by whoever waits for that.
     settling: Pin<KBox<Mutex<()>>>,
     /// Buffered I/O has been mentioned in the log.
     noted: Atomic<bool>,

@@ -42,10 +42,11 @@ pub struct Share {
     /// Of the guest's rings one at a time gets more, so that `mapped` and `rings` grow only by what is permitted.
     #[pin]
     taking: SpinLock<()>,
+    /// All of them.
     mapped: Atomic<u32>,
-    /// Of these, for rings.
+    /// Those for rings.
     rings: Atomic<u32>,
-    /// Of these, persistent grants.
+    /// Those of persistent grants.
     kept: Atomic<u32>,
 }
 
@@ -129,7 +130,7 @@ impl Share {
         permitted
     }
 
-    /// So many are not mapped any more. Whoever looks for rings that wait after that finds those that have
+    /// Counts `count` pages as not mapped any more. Whoever looks for rings that wait after that finds those that have
     /// been refused before it.
     fn give(&self, count: u32) {
         ALL.fetch_sub(count, Full);

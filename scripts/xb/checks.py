@@ -380,6 +380,7 @@ def reports(to: module.Target | None = None) -> None:
     ]
     freed = ["BUG: KASAN: slab-use-after-free in gnttab_unmap_refs_sync+0x1/0x2", *stack]
     error = ["Buffer I/O error on dev xvda"]
+    off = "INFO: lockdep is turned off."
 
     def log(function: str, *texts: list[str]) -> list[str]:
         return [line.format(function) for text in texts for line in text]
@@ -397,6 +398,7 @@ def reports(to: module.Target | None = None) -> None:
             ["WARNING: something", preempt[0], "Call Trace:", "Call Trace:"],
         ),
         (log("other", preempt), [preempt[0], "Call Trace:"]),
+        (log("xen_irq_lateeoi", [*preempt[:2], off, *preempt[2:]]), [off]),
         (log("gnttab_unmap_refs_sync", on_stack, error), error),
         (log("xen_irq_lateeoi", preempt, stack), ["Call Trace:"]),
         (log("gnttab_unmap_refs_sync", freed), [freed[0], "Call Trace:"]),

@@ -61,6 +61,7 @@ FIRST = re.compile(
     re.IGNORECASE,
 )
 LAST = re.compile(r"---\[ end trace")
+LOCKDEP_OFF = "lockdep is turned off"  # a line of many reports, and bad in itself
 STACK_BEGINS, STACK_ENDS = "Call Trace", "</TASK>"
 LINES = 250  # that a report has at most; lockdep's are the longest
 
@@ -70,6 +71,11 @@ def debug_kernel() -> bool:
     return os.path.exists(KMEMLEAK)
 
 
+def begins(line: str) -> bool:
+    """Whether it is the first line of a report, within another one, too."""
+    return bool(FIRST.search(line)) and LOCKDEP_OFF not in line
+
+
 def split(lines: list[str]) -> dict[int, list[str]]:
     """The reports among the kernel's messages, by the number of their first line. The next one ends a report at
     latest, but not before its stack: two processors may report at a time, and print their stacks one after the
@@ -77,8 +83,11 @@ def split(lines: list[str]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     first = None
     for number, line in enumerate(lines):
-        waits = first is not None and not any(STACK_BEGINS in before for before in found[first])
-        if FIRST.search(line) and not waits and not (first is not None and "lockdep is turned off" in line):
+        if first is None:
+            another = bool(FIRST.search(line))
+        else:
+            another = begins(line) and any(STACK_BEGINS in before for before in found[first])
+        if another:
             first = number
             found[first] = []
         if first is not None:
@@ -92,7 +101,7 @@ def parts(report: list[str]) -> list[list[str]]:
     """A report to the end of its stack; what follows may be something else. Of several that came at a time as many
     stacks, each with what comes before it."""
     begin = next((number for number, line in enumerate(report) if STACK_BEGINS in line), len(report))
-    wanted = sum(bool(FIRST.search(line)) for line in report[:begin])
+    wanted = max(1, sum(map(begins, report[:begin])))
     found: list[list[str]] = [[]]
     for line in report:
         found[-1].append(line)
@@ -107,7 +116,7 @@ def known(report: list[str]) -> Known | None:
     """Why a report is none of ours."""
     stacks = parts(report)
     texts = ["\n".join(line for line in stack if "Modules linked in" not in line) for stack in stacks]
-    first = [line for line in stacks[0] if FIRST.search(line)]
+    first = [report[0], *filter(begins, stacks[0])]
     for each in KNOWN:
         if all(re.search(each.first, line) for line in first) and all(re.search(each.text, text) for text in texts):
             return each
@@ -129,7 +138,7 @@ def excused(lines: list[str]) -> set[int]:
         first + number
         for first, said in known_heads(lines)
         for number, line in enumerate(said)
-        if FIRST.search(line) or STACK_BEGINS in line
+        if begins(line) or STACK_BEGINS in line
     }
 
 

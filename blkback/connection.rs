@@ -157,11 +157,15 @@ impl Connection {
             persistent,
         };
         for queue in 0..count {
-            let place = Place {
-                queue: (count > 1).then_some(queue),
-                ..place
+            let own;
+            let nodes = if count == 1 {
+                &nodes
+            } else {
+                let queue = Some(queue);
+                own = Nodes::new(Place { queue, ..place })?;
+                &own
             };
-            let (ring, bound) = new_ring(&common, abi, place, ring_order)?;
+            let (ring, bound) = new_ring(&common, abi, nodes, ring_order)?;
             add(&mut connection.rings, ring);
             add(&mut connection.channels, bound?);
         }
@@ -262,16 +266,16 @@ fn add<T>(to: &mut KVec<T>, element: T) {
 /// A ring, and its event channel if it could be bound.
 type NewRing<'a> = (Arc<Ring>, Result<EventChannel<Ring>, Refusal<'a>>);
 
-/// Sets up a ring, whose nodes are at this place. It has to be stopped, also if it has got no thread, or its event
+/// Sets up the ring with these nodes. It has to be stopped, also if it has got no thread, or its event
 /// channel could not be bound.
 fn new_ring<'a>(
     common: &Common<'_>,
     abi: Abi,
-    place: Place<'a>,
+    nodes: &Nodes<'a>,
     ring_order: Option<u32>,
 ) -> Result<NewRing<'a>, Refusal<'a>> {
-    let nodes = Nodes::new(place)?;
-    let memory = map_ring(common.dev, &nodes, ring_order)?;
+    let place = nodes.place;
+    let memory = map_ring(common.dev, nodes, ring_order)?;
     let port = nodes.number(Node::Name(c"event-channel"))?;
     let back = BackRing::attach(&memory, abi, memory.bytes())
         .map_err(|err| place.refusal(EIO, What::Bogus(err)))?;

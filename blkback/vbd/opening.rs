@@ -11,6 +11,7 @@ use blkif::node::{
     DiskMode, //
 };
 use kernel::{
+    fmt,
     prelude::*,
     sync::Arc, //
 };
@@ -69,19 +70,23 @@ impl Vbd {
 
     /// Opens the block device that a script has named, if it has. Errors have been reported.
     fn open_device(&self) -> Result<Option<Arc<Medium>>> {
-        let fatal = |err: Error, what: &str| {
-            self.binding.fatal(err, fmt!("{}", what));
+        let fatal = |err: Error, what: fmt::Arguments<'_>| {
+            self.binding.fatal(err, what);
             err
         };
         let Some(node) = xenstore::read_optional(self.name(), c"physical-device")
-            .map_err(|err| fatal(err, "reading physical-device"))?
+            .map_err(|err| fatal(err, fmt!("reading physical-device")))?
         else {
             return Ok(None);
         };
-        let numbers = device_numbers(node.as_bytes())
-            .map_err(|_| fatal(EINVAL, "physical-device is not of the form major:minor"))?;
+        let numbers = device_numbers(node.as_bytes()).map_err(|_| {
+            fatal(
+                EINVAL,
+                fmt!("physical-device is not of the form major:minor"),
+            )
+        })?;
         let mode =
-            xenstore::read(self.name(), c"mode").map_err(|err| fatal(err, "reading mode"))?;
+            xenstore::read(self.name(), c"mode").map_err(|err| fatal(err, fmt!("reading mode")))?;
         let mode = DiskMode::from_node(mode.as_bytes());
         let behind = handover::behind(
             &self.context.files,
@@ -90,18 +95,15 @@ impl Vbd {
             numbers,
             mode,
         )
-        .map_err(|unusable| {
-            self.binding.fatal(EBUSY, fmt!("{}", unusable));
-            EBUSY
-        })?;
+        .map_err(|unusable| fatal(EBUSY, fmt!("{}", unusable)))?;
         let medium = match behind {
             Behind::Medium(medium) => medium,
             Behind::Device(backing) => self.open_numbers(numbers, mode, Some(backing))?,
             Behind::Nothing => self.open_numbers(numbers, mode, None)?,
         };
-        Ok(Some(
-            Arc::new(medium, GFP_KERNEL).map_err(|_| fatal(ENOMEM, "opening a block device"))?,
-        ))
+        Ok(Some(Arc::new(medium, GFP_KERNEL).map_err(|_| {
+            fatal(ENOMEM, fmt!("opening a block device"))
+        })?))
     }
 
     /// Opens the block device with these numbers. Errors have been reported.
